@@ -1,0 +1,101 @@
+"""What every trainer shares: seeded steps that resume exactly, checkpoints that never half-exist, logs, sample sheets."""
+
+from __future__ import annotations
+
+import csv
+import math
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def step_generator(seed: int, step: int, stream: int = 0) -> torch.Generator:
+    """CPU random generator that depends on nothing but (seed, step, stream): a resumed run draws the same numbers."""
+    return torch.Generator().manual_seed((seed * 1_000_003 + stream) * 10_000_019 + step)
+
+
+def cosine(step: int, total: int, warmup: int, low: float) -> float:
+    """Learning-rate factor: linear warm-up, then half a cosine from 1 down to `low`."""
+    if step < warmup:
+        return (step + 1) / warmup
+    done = min(1.0, (step - warmup) / max(1, total - warmup))
+    return low + (1 - low) * 0.5 * (1 + math.cos(math.pi * done))
+
+
+@torch.no_grad()
+def update_ema(ema: nn.Module, module: nn.Module, decay: float) -> None:
+    """Moves `ema` towards `module`; buffers that are not averages of weights are copied."""
+    for target, source in zip(ema.parameters(), module.parameters(), strict=True):
+        target.lerp_(source, 1 - decay)
+    for target, source in zip(ema.buffers(), module.buffers(), strict=True):
+        target.copy_(source)
+
+
+def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
+    """Writes beside the target and renames, so that an interrupt leaves the previous checkpoint whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".part")
+    torch.save(state, temporary)
+    os.replace(temporary, path)
+
+
+def load_checkpoint(path: Path) -> dict[str, Any] | None:
+    """State of a checkpoint written by `save_checkpoint`, or None where there is none. Reads tensors and plain data only."""
+    return torch.load(path, map_location="cpu", weights_only=True) if path.is_file() else None
+
+
+class RunLog:
+    """Appends one CSV row per report and knows when the next checkpoint is due."""
+
+    def __init__(self, folder: Path, name: str, checkpoint_seconds: float = 180.0, time_budget: float | None = None) -> None:
+        self.path = folder / f"{name}.csv"
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.started = self.last_checkpoint = time.monotonic()
+        self.checkpoint_seconds, self.time_budget = checkpoint_seconds, time_budget
+
+    def write(self, **values: float) -> None:
+        """Adds a row; the header is written with the first one."""
+        fresh = not self.path.exists()
+        with self.path.open("a", newline="") as file:
+            writer = csv.DictWriter(file, fieldnames=list(values))
+            if fresh:
+                writer.writeheader()
+            writer.writerow({key: f"{value:.6g}" for key, value in values.items()})
+
+    def checkpoint_due(self) -> bool:
+        """True once every `checkpoint_seconds`."""
+        if time.monotonic() - self.last_checkpoint < self.checkpoint_seconds:
+            return False
+        self.last_checkpoint = time.monotonic()
+        return True
+
+    def out_of_time(self) -> bool:
+        """True when the run's time budget is spent."""
+        return self.time_budget is not None and time.monotonic() - self.started > self.time_budget
+
+
+def pyramid(images: Tensor, levels: int) -> Iterator[Tensor]:
+    """The images at full, half, quarter ... size (box filter)."""
+    for level in range(levels):
+        yield images
+        if level + 1 < levels:
+            images = torch.nn.functional.avg_pool2d(images, 2)
+
+
+def write_sheet(images: Tensor, path: Path, columns: int = 8) -> None:
+    """Writes [N, 3, H, W] in [-1, 1] as one PNG, `columns` pictures to a row."""
+    from PIL import Image
+
+    array = ((images.detach().float().clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+    height, width = array.shape[1:3]
+    rows = (len(array) + columns - 1) // columns
+    sheet = Image.new("RGB", (columns * width, rows * height), "white")
+    for index, picture in enumerate(array):
+        sheet.paste(Image.fromarray(picture), ((index % columns) * width, (index // columns) * height))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sheet.save(path)

@@ -1,0 +1,271 @@
+"""Trains the bundled "portraits" StyleGAN2 by regression from known codes.
+
+A morph is a function of its code (morphs.py), so there is nothing to discriminate at first: a linear embedding takes
+the code to w, the synthesis network must draw the morph, an L1 pyramid says how well. W becomes linear in people,
+smile, light and pose, which is what editing wants. The mapping network is then fitted so that a normal z lands on
+the w of a morph (`fit_mapping`).
+Growing: each stage trains a generator of half the size first and hands its blocks on (Karras et al. 2018).
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..generator import Generator, GeneratorConfig
+from .common import RunLog, cosine, load_checkpoint, pyramid, save_checkpoint, step_generator, update_ema, write_sheet
+from .morphs import EXTRA_NAMES, MorphConfig, MorphModel
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class GeneratorTraining:
+    """Settings of the regression stage."""
+
+    channels: tuple[int, ...] = (256, 256, 256, 128, 64, 32)  # 4x4 .. 128x128
+    w_dim: int = 256
+    mapping_layers: int = 4
+    stages: tuple[tuple[int, int], ...] = ((64, 3000), (128, 9000))  # (resolution, steps)
+    batch: int = 16
+    learning_rate: float = 4e-3
+    final_learning_rate: float = 0.05  # fraction of learning_rate at the end of a stage
+    ema_decay: float = 0.998
+    levels: int = 3  # of the L1 pyramid
+    face_weight: float = 3.0  # weight of the face's middle against the picture's border
+    seed: int = 1
+
+
+class CodeEmbedding(nn.Module):
+    """Linear map from a morph's code to w."""
+
+    def __init__(self, code_dim: int, w_dim: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(code_dim, w_dim)
+        nn.init.normal_(self.linear.weight, std=1.0)
+        nn.init.zeros_(self.linear.bias)
+
+    def forward(self, codes: Tensor) -> Tensor:
+        """[B, code_dim] -> w [B, w_dim]."""
+        return self.linear(codes)
+
+
+def face_weights(resolution: int, peak: float, device: torch.device | str = "cpu") -> Tensor:
+    """[1, 1, r, r] weights of mean 1: `peak` times heavier on eyes, nose and mouth than at the border."""
+    line = (torch.arange(resolution, device=device) + 0.5) / resolution
+    y, x = torch.meshgrid(line, line, indexing="ij")
+    bump = torch.exp(-(((x - 0.5) / 0.26) ** 2 + ((y - 0.58) / 0.30) ** 2))
+    weights = 1 + (peak - 1) * bump
+    return (weights / weights.mean())[None, None]
+
+
+def regression_loss(image: Tensor, target: Tensor, weights: Tensor, levels: int) -> Tensor:
+    """Weighted L1, averaged over pyramid levels."""
+    loss = image.new_zeros([])
+    for ours, theirs, weight in zip(pyramid(image, levels), pyramid(target, levels), pyramid(weights, levels), strict=True):
+        loss = loss + ((ours - theirs).abs() * weight).mean()
+    return loss / levels
+
+
+def train(
+    morphs: MorphModel,
+    out: Path,
+    settings: GeneratorTraining = GeneratorTraining(),
+    *,
+    device: str = "cpu",
+    time_budget: float | None = None,
+    max_steps: int | None = None,
+) -> Generator:
+    """Runs or resumes the regression; returns the averaged generator (its mapping network is not fitted yet).
+
+    Args:
+        morphs: the bank of photographs.
+        out: folder for checkpoint.pt, log, sample sheets.
+        settings: must be the ones of the run being resumed.
+        device: where to train.
+        time_budget: seconds; the run stops at a checkpoint and can be resumed.
+        max_steps: stops after so many steps in all (for tests).
+    """
+    morphs = morphs.to(device)
+    log = RunLog(out, "regression", time_budget=time_budget)
+    checkpoint = load_checkpoint(out / "checkpoint.pt")
+    stage, step = (checkpoint["stage"], checkpoint["step"]) if checkpoint else (0, 0)
+    embedding = CodeEmbedding(morphs.code_dim, settings.w_dim).to(device)
+    model = _stage_generator(settings, stage).to(device)
+    with torch.random.fork_rng():
+        torch.manual_seed(settings.seed)
+        for module in (embedding, model):
+            module.apply(_reinitialise)
+    average = copy.deepcopy(nn.ModuleList((model, embedding)))
+    optimiser = _optimiser(model, embedding, settings)
+    if checkpoint:
+        model.load_state_dict(checkpoint["model"])
+        embedding.load_state_dict(checkpoint["embedding"])
+        average.load_state_dict(checkpoint["average"])
+        optimiser.load_state_dict(checkpoint["optimiser"])
+    done = sum(steps for _, steps in settings.stages[:stage]) + step
+
+    def state() -> dict:
+        return {
+            "stage": stage, "step": step, "model": model.state_dict(), "embedding": embedding.state_dict(),
+            "average": average.state_dict(), "optimiser": optimiser.state_dict(),
+            "settings": {k: v for k, v in dataclasses.asdict(settings).items()},
+        }
+
+    while stage < len(settings.stages):
+        resolution, total = settings.stages[stage]
+        weights = face_weights(resolution, settings.face_weight, device)
+        while step < total:
+            rate = settings.learning_rate * cosine(step, total, warmup=100, low=settings.final_learning_rate)
+            for group in optimiser.param_groups:
+                group["lr"] = rate * group["scale"]
+            codes = morphs.draw_codes(settings.batch, step_generator(settings.seed, done)).to(device)
+            target = morphs.render(codes, resolution).contiguous(memory_format=torch.channels_last)
+            image = model.synthesis(model.broadcast(embedding(codes)), noise="none")
+            loss = regression_loss(image, target, weights, settings.levels)
+            optimiser.zero_grad(set_to_none=True)
+            loss.backward()
+            optimiser.step()
+            update_ema(average, nn.ModuleList((model, embedding)), min(settings.ema_decay, (1 + done) / (10 + done)))
+            step, done = step + 1, done + 1
+            if done % 20 == 0:
+                psnr = -10 * torch.log10((image.detach().clamp(-1, 1) - target).square().mean() / 4)
+                log.write(step=done, resolution=resolution, loss=loss.item(), psnr=psnr.item(), rate=rate)
+            stop = log.out_of_time() or (max_steps is not None and done >= max_steps)
+            if stop or log.checkpoint_due():
+                save_checkpoint(out / "checkpoint.pt", state())
+                _samples(morphs, average, out / f"samples-{done:06d}.png", resolution)
+            if stop:
+                return _finished(average, morphs)
+        if stage + 1 == len(settings.stages):
+            break
+        stage, step = stage + 1, 0
+        model, average, optimiser = _grow(settings, stage, model, average, embedding)
+        model.to(device), average.to(device)
+    save_checkpoint(out / "checkpoint.pt", state())
+    _samples(morphs, average, out / f"samples-{done:06d}.png", settings.stages[-1][0])
+    return _finished(average, morphs)
+
+
+def fit_mapping(
+    generator: Generator, embedding: CodeEmbedding, morphs: MorphModel, *, steps: int = 4000, batch: int = 256,
+    learning_rate: float = 2e-3, seed: int = 1,
+) -> float:
+    """Fits `generator.mapping` to z -> embedding(code_of_z(z)), in place; returns the relative error of w.
+
+    No pictures are drawn, so this takes minutes on a CPU. Also sets `w_avg`.
+    """
+    device = generator.w_avg.device
+    mapping = generator.mapping.requires_grad_(True)
+    optimiser = torch.optim.Adam(mapping.parameters(), lr=learning_rate, betas=(0.9, 0.99))
+    spread, error = None, torch.tensor(0.0)
+    for step in range(steps):
+        for group in optimiser.param_groups:
+            group["lr"] = learning_rate * cosine(step, steps, warmup=100, low=0.01)
+        z = torch.randn(batch, generator.config.z_dim, generator=step_generator(seed, step, stream=7)).to(device)
+        with torch.no_grad():
+            target = embedding(code_of_z(z, morphs))
+        if spread is None:
+            spread = target.var(dim=0).mean()
+        loss = (mapping(z) - target).square().mean() / spread
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        optimiser.step()
+        error = error.lerp(loss.detach().cpu(), 0.02 if step else 1.0)
+    mapping.requires_grad_(False)
+    generator.mapping.w_avg.copy_(generator.estimate_w_avg())
+    return float(error.sqrt())
+
+
+def code_of_z(z: Tensor, morphs: MorphModel, config: MorphConfig = MorphConfig(), sharpness: float = 6.0) -> Tensor:
+    """The morph that a normal z [B, z_dim] stands for: its first numbers choose people, the next ones the extras.
+
+    People's weights are a softmax of `sharpness` times their z, so that a sample is a mix of the few most liked.
+    """
+    people = len(morphs.person_ids)
+    z = z * torch.rsqrt(z.square().mean(dim=1, keepdim=True) + 1e-8)
+    texture = F.softmax(z[:, :people] * sharpness, dim=1)
+    shape = F.softmax((z[:, :people] * 0.7 + z[:, people : 2 * people] * 0.7) * sharpness, dim=1)
+    rest = z[:, 2 * people : 2 * people + 1 + len(EXTRA_NAMES)]
+    smile = torch.special.ndtr(rest[:, :1] * 1.5)
+    codes = z.new_zeros(len(z), morphs.code_dim)
+    neutral, smiling = morphs.neutral_of.to(z.device), morphs.smiling_of.to(z.device)
+    can_smile = smiling >= 0
+    for base, weights in ((0, texture), (morphs.entries, shape)):
+        codes[:, base + neutral] += weights * (1 - smile * can_smile)
+        codes[:, base + smiling[can_smile]] += weights[:, can_smile] * smile
+    uniform = torch.special.ndtr(rest[:, 1:]) * 2 - 1
+    scales = [config.yaw, config.pitch, config.light_side, config.brightness, config.warmth, config.contrast]
+    extras = uniform[:, :6] * torch.tensor(scales, device=z.device)
+    grey = uniform[:, 6:7] * 0.8 - 0.1
+    background = (grey + 0.25 * uniform[:, 6:9] * torch.tensor([0.0, 1.0, 1.0], device=z.device)).clamp(-1, 1)
+    codes[:, 2 * morphs.entries :] = torch.cat((extras, background), dim=1)
+    return codes
+
+
+def _reinitialise(module: nn.Module) -> None:
+    for parameter in module.parameters(recurse=False):
+        if parameter.ndim > 1:
+            nn.init.normal_(parameter, std=float(parameter.detach().std()))
+
+
+def _stage_generator(settings: GeneratorTraining, stage: int) -> Generator:
+    resolution = settings.stages[stage][0]
+    blocks = GeneratorConfig.official(resolution).num_ws // 2
+    config = GeneratorConfig(
+        resolution, settings.channels[:blocks], settings.w_dim, settings.w_dim, settings.mapping_layers
+    )
+    return Generator(config).to(memory_format=torch.channels_last)
+
+
+def _optimiser(model: Generator, embedding: CodeEmbedding, settings: GeneratorTraining) -> torch.optim.Adam:
+    groups = [
+        {"params": list(model.synthesis.parameters()), "scale": 1.0},
+        {"params": list(embedding.parameters()), "scale": 1.0},
+    ]
+    return torch.optim.Adam(groups, lr=settings.learning_rate, betas=(0.9, 0.99))
+
+
+def _grow(
+    settings: GeneratorTraining, stage: int, model: Generator, average: nn.ModuleList, embedding: CodeEmbedding
+) -> tuple[Generator, nn.ModuleList, torch.optim.Adam]:
+    """The next stage's generator with the trained blocks in it; the new block starts from nothing."""
+    grown = []
+    for trained in (model, average[0]):
+        bigger = _stage_generator(settings, stage)
+        with torch.random.fork_rng():
+            torch.manual_seed(settings.seed + stage)
+            bigger.apply(_reinitialise)
+        new_block = getattr(bigger.synthesis, f"b{bigger.resolution}")
+        nn.init.zeros_(new_block.torgb.weight)  # starts as the smaller picture, enlarged
+        bigger.load_state_dict(trained.state_dict(), strict=False)
+        grown.append(bigger)
+    averaged = nn.ModuleList((grown[1], average[1]))
+    return grown[0], averaged, _optimiser(grown[0], embedding, settings)
+
+
+def _finished(average: nn.ModuleList, morphs: MorphModel) -> Generator:
+    generator = average[0].eval().requires_grad_(False)
+    with torch.no_grad():
+        codes = morphs.draw_codes(4096, step_generator(99, 0)).to(generator.w_avg.device)
+        generator.mapping.w_avg.copy_(average[1](codes).mean(dim=0))
+    return generator
+
+
+@torch.no_grad()
+def _samples(morphs: MorphModel, average: nn.ModuleList, path: Path, resolution: int) -> None:
+    """Eight unseen morphs above the generator's drawings of them, twice."""
+    generator, embedding = average
+    codes = morphs.draw_codes(16, step_generator(12345, 0)).to(generator.w_avg.device)
+    target = morphs.render(codes, resolution)
+    image = generator.synthesis(generator.broadcast(embedding(codes)), noise="none")
+    psnr = -10 * torch.log10((image.clamp(-1, 1) - target).square().mean(dim=(1, 2, 3)) / 4).mean()
+    logger.info("%s: %.2f dB on unseen morphs", path.name, psnr)
+    write_sheet(torch.cat((target[:8], image[:8], target[8:], image[8:])), path)
