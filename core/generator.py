@@ -211,7 +211,14 @@ class SynthesisNetwork(nn.Module):
 
     def noise_sizes(self) -> tuple[int, ...]:
         """Side of each noise map, in layer order: 4, 8, 8, 16, 16, ..."""
-        return tuple(layer.resolution for block in self.blocks() for name, layer in block.layers() if name != "torgb")
+        return tuple(layer.resolution for layer in self._noisy_layers())
+
+    def stored_noise(self) -> list[Tensor]:
+        """The constant noise maps, [1, 1, r, r] each, in the order of `noise_sizes`."""
+        return [layer.noise_const[None, None] for layer in self._noisy_layers()]
+
+    def _noisy_layers(self) -> list[SynthesisLayer]:
+        return [layer for block in self.blocks() for _, layer in block.layers() if isinstance(layer, SynthesisLayer)]
 
     def forward(
         self,
@@ -273,10 +280,10 @@ class SynthesisNetwork(nn.Module):
         return rgb
 
     def _noises(self, noise: Noise, batch: int, device: torch.device, generator: torch.Generator | None) -> list[Tensor | None]:
-        layers = [layer for block in self.blocks() for name, layer in block.layers() if name != "torgb"]
+        layers = self._noisy_layers()
         if isinstance(noise, str):
             if noise == "const":
-                return [layer.noise_const[None, None] for layer in layers]
+                return list(self.stored_noise())
             if noise == "none":
                 return [None for _ in layers]
             if noise == "random":

@@ -41,17 +41,15 @@ def upfirdn2d_reference(x: Tensor, up: int = 1, down: int = 1, pad: tuple[int, i
 
 
 def upfirdn2d(x: Tensor, up: int = 1, down: int = 1, pad: tuple[int, int] = (0, 0), gain: float = 1.0) -> Tensor:
-    """Same result as `upfirdn2d_reference`, by separable filters and without materialising inserted zeros."""
-    c = x.shape[1]
+    """Same result as `upfirdn2d_reference` without materialising inserted zeros or padding where it can be avoided."""
     if up == 2 and down == 1 and pad == (2, 1):
         return _upsample2(x, gain)
-    if up > 1:
+    if up > 1 or pad[0] != pad[1] or pad[0] < 0:
         return upfirdn2d_reference(x, up, down, pad, gain)
+    c = x.shape[1]
     taps = torch.tensor(FIR, device=x.device, dtype=x.dtype)
-    taps = taps / taps.sum() * math.sqrt(gain)
-    x = F.pad(x, (pad[0], pad[1], pad[0], pad[1]))
-    x = F.conv2d(x, taps.view(1, 1, 4, 1).expand(c, 1, 4, 1), groups=c, stride=(down, 1))
-    return F.conv2d(x, taps.view(1, 1, 1, 4).expand(c, 1, 1, 4), groups=c, stride=(1, down))
+    kernel = torch.outer(taps, taps) / taps.sum() ** 2 * gain
+    return F.conv2d(x, kernel.expand(c, 1, 4, 4), groups=c, padding=pad[0], stride=down)
 
 
 def _upsample2(x: Tensor, gain: float) -> Tensor:

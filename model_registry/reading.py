@@ -14,6 +14,7 @@ import re
 import struct
 import zipfile
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -23,14 +24,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..core.errors import CorruptFileError, GANInversionError, ModelNotFoundError, UnsafeFileError, UnsupportedModelError
+from ..core.errors import (
+    CorruptFileError,
+    GANInversionError,
+    ModelNotFoundError,
+    UnsafeFileError,
+    UnsupportedModelError,
+)
 from .unpickler import NUMPY_GLOBALS, Recorded, recorder, unpickle
 
 logger = logging.getLogger(__name__)
 
 _HEAD_BYTES = 4096
 _LFS_HEAD = b"version https://git-lfs"
-_LEGACY_TORCH_HEAD = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."  # torch.save before version 1.6: its pickled magic number
+_LEGACY_TORCH_HEAD = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."  # torch.save before 1.6
 _PICKLE_HEAD = re.compile(rb"\x80[\x02-\x05]|[c(\]}l][\s\S]")
 _MAX_SAFETENSORS_HEADER = 100 * 2**20
 _TEXT_LIMIT = 80
@@ -44,6 +51,10 @@ _TORCH_OPTION_TYPES = (
     "pathlib._local.PosixPath",
     "pathlib._local.WindowsPath",
     *sorted(NUMPY_GLOBALS),
+)
+_READ_ERRORS = (  # what readers raise on damaged input; the list is theirs, not ours
+    *(EOFError, OSError, ValueError, TypeError, LookupError, AttributeError, RuntimeError, AssertionError),
+    *(MemoryError, OverflowError, ImportError, struct.error, zipfile.BadZipFile, pickle.UnpicklingError),
 )
 _EXPECTED = "Expected a safetensors file, a PyTorch .pt / .pth file, or an NVIDIA StyleGAN2 .pkl file."
 
@@ -60,6 +71,8 @@ class RawFile:
 
 class PickledNetwork:
     """One network of an NVIDIA pickle, by name: tensors and plain attributes. Its source text is never looked at."""
+
+    path = Path()  # for messages: tensors are read when they are first used
 
     def __init__(self, record: Recorded) -> None:
         self.is_tensorflow = record.name == _TENSORFLOW_NETWORK
@@ -80,34 +93,34 @@ class PickledNetwork:
     @cached_property
     def init_kwargs(self) -> dict[str, Any]:
         """Keyword arguments the network was built with (`static_kwargs` of a TensorFlow network)."""
-        if self.is_tensorflow:
-            return dict(_mapping(_resolve(self._meta.get("static_kwargs"))))
-        return dict(_mapping(_resolve(_mapping(self._meta.get("state")).get("_init_kwargs"))))
+        state, name = (self._meta, "static_kwargs") if self.is_tensorflow else (self._meta.get("state"), "_init_kwargs")
+        with _one_clear_error(self.path):
+            return dict(_mapping(_resolve(_mapping(state).get(name))))
 
     @cached_property
     def tensors(self) -> dict[str, Tensor]:
         """Dotted (torch) or slashed (TensorFlow) variable name -> tensor, as stored. Read on first use."""
-        if self.is_tensorflow:
-            return dict(_tensorflow_variables(self._record, ""))
-        return {
-            prefix + name: _resolve(stored)
-            for prefix, state in _torch_modules(self._record, "")
-            for group in ("_parameters", "_buffers")
-            for name, stored in _mapping(state.get(group)).items()
-            if stored is not None
-        }
+        with _one_clear_error(self.path):
+            if self.is_tensorflow:
+                return dict(_tensorflow_variables(self._record, ""))
+            return {
+                prefix + name: tensor
+                for prefix, state in _torch_modules(self._record, "")
+                for group in ("_parameters", "_buffers")
+                for name, stored in _mapping(state.get(group)).items()
+                if isinstance(tensor := _resolve(stored), Tensor)
+            }
 
     @cached_property
     def attributes(self) -> dict[str, Any]:
         """Dotted name -> number, string or list, for every public attribute of a torch network and its parts."""
-        if self.is_tensorflow:
-            return {}
-        return {
-            prefix + name: _resolve(value)
-            for prefix, state in _torch_modules(self._record, "")
-            for name, value in state.items()
-            if not name.startswith("_")
-        }
+        with _one_clear_error(self.path):
+            return {
+                prefix + name: _resolve(value)
+                for prefix, state in _torch_modules(self._record, "")
+                for name, value in state.items()
+                if not name.startswith("_")
+            }
 
 
 def read_weights(path: str | Path) -> RawFile:
@@ -132,17 +145,25 @@ def read_weights(path: str | Path) -> RawFile:
         file.seek(max(0, size - 1))
         last = file.read(1)
     _refuse_non_weights(path, head, size)
-    try:
+    with _one_clear_error(path):
         if head.startswith(b"PK\x03\x04"):
             _check_torch_zip(path, size)
             return RawFile(path, "torch", _resolve(_torch_load(path, mmap=True)))
         if head.startswith(_LEGACY_TORCH_HEAD):
             return RawFile(path, "torch-legacy", _resolve(_torch_load(path, mmap=False)))
-        if len(head) > 8 and head[8:9] == b"{":
-            return _read_safetensors(path, head, size)
+        if head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= _MAX_SAFETENSORS_HEADER:
+            return _read_safetensors(path, int.from_bytes(head[:8], "little"), size)
         if _PICKLE_HEAD.match(head) and (last == b"." or head[0] == 0x80):
             with path.open("rb") as file:
-                return RawFile(path, "pickle", _name_networks(_resolve(unpickle(file))))
+                return RawFile(path, "pickle", _name_networks(_resolve(unpickle(file)), path))
+    raise CorruptFileError(f"{path} begins with {head[:16]!r}, which is no weight format known here. {_EXPECTED}")
+
+
+@contextmanager
+def _one_clear_error(path: Path) -> Iterator[None]:
+    """What readers raise on hostile or damaged input -> UnsafeFileError or CorruptFileError with the whole story."""
+    try:
+        yield
     except UnsafeFileError as error:
         raise UnsafeFileError(
             f"{path} wants to load and run {error} while it is read. Nothing was executed and the file was not loaded. "
@@ -150,13 +171,11 @@ def read_weights(path: str | Path) -> RawFile:
         ) from error
     except GANInversionError:
         raise
-    except (EOFError, OSError, ValueError, TypeError, LookupError, AttributeError, RuntimeError, RecursionError,
-            pickle.UnpicklingError) as error:
+    except _READ_ERRORS as error:
         raise CorruptFileError(
-            f"{path} ({size:,} bytes) cannot be read to its end: {_first_line(error)}. It is probably truncated or damaged; "
-            "download it again and compare its size with the publisher's."
+            f"{path} ({path.stat().st_size:,} bytes) cannot be read to its end: {_first_line(error)}. It is probably "
+            "truncated or damaged; download it again and compare its size with the publisher's."
         ) from error
-    raise CorruptFileError(f"{path} begins with {head[:16]!r}, which is no weight format known here. {_EXPECTED}")
 
 
 def _refuse_non_weights(path: Path, head: bytes, size: int) -> None:
@@ -180,12 +199,9 @@ def _refuse_non_weights(path: Path, head: bytes, size: int) -> None:
         )
 
 
-def _read_safetensors(path: Path, head: bytes, size: int) -> RawFile:
+def _read_safetensors(path: Path, length: int, size: int) -> RawFile:
     from safetensors.torch import load_file
 
-    (length,) = struct.unpack("<Q", head[:8])
-    if length > _MAX_SAFETENSORS_HEADER:
-        raise CorruptFileError(f"{path} begins with {head[:16]!r}, which is no weight format known here. {_EXPECTED}")
     with path.open("rb") as file:
         file.seek(8)
         raw = file.read(length)
@@ -199,7 +215,8 @@ def _read_safetensors(path: Path, head: bytes, size: int) -> RawFile:
     try:
         return RawFile(path, "safetensors", load_file(path), metadata)
     except Exception as error:  # the reader's own class differs between safetensors versions
-        raise CorruptFileError(f"{path} has a damaged safetensors header: {_first_line(error)}. Download it again.") from error
+        message = f"{path} has a damaged safetensors header: {_first_line(error)}. Download it again."
+        raise CorruptFileError(message) from error
 
 
 def _short(path: Path, size: int, expected: int, hedge: str = "") -> CorruptFileError:
@@ -211,7 +228,8 @@ def _short(path: Path, size: int, expected: int, hedge: str = "") -> CorruptFile
 def _check_torch_zip(path: Path, size: int) -> None:
     if not zipfile.is_zipfile(path):
         raise CorruptFileError(
-            f"{path} is truncated: a PyTorch (zip) file of {size:,} bytes without its closing directory. Download it again."
+            f"{path} is truncated: a PyTorch (zip) file of {size:,} bytes without its closing directory. "
+            "Download it again."
         )
     with zipfile.ZipFile(path) as archive:
         names = archive.namelist()
@@ -228,7 +246,7 @@ def _check_torch_zip(path: Path, size: int) -> None:
 
 
 def _torch_load(source: Path | io.BytesIO, mmap: bool = False) -> Any:
-    options = [(recorder(name), name) for name in _TORCH_OPTION_TYPES]
+    options: list[Any] = [(recorder(name), name) for name in _TORCH_OPTION_TYPES]
     try:
         with torch.serialization.safe_globals(options):
             return torch.load(source, map_location="cpu", weights_only=True, mmap=mmap)
@@ -242,8 +260,11 @@ def _torch_load(source: Path | io.BytesIO, mmap: bool = False) -> Any:
         raise
 
 
-def _name_networks(content: Any) -> Any:
+def _name_networks(content: Any, path: Path) -> Any:
     """The TensorFlow container is the tuple (G, D, Gs): Gs is what torch files call G_ema."""
+    for part in content.values() if isinstance(content, dict) else content if isinstance(content, tuple) else ():
+        if isinstance(part, PickledNetwork):
+            part.path = path
     if isinstance(content, tuple) and len(content) == 3 and all(isinstance(part, PickledNetwork) for part in content):
         return dict(zip(("G", "D", "G_ema"), content, strict=True))
     return content
@@ -292,7 +313,7 @@ def _resolve_record(record: Recorded) -> Any:
         return _resolve(args[0])
     if short == "_rebuild_tensor_v2":
         storage = _resolve(args[0])
-        return torch.empty(0, dtype=storage.dtype).set_(storage.untyped(), args[1], args[2], args[3])
+        return torch.empty(0, dtype=storage.dtype).set_(storage._untyped_storage, args[1], args[2], args[3])
     if short == "_load_from_bytes":
         return _torch_load(io.BytesIO(_resolve(args[0])))
     if short == "encode":
@@ -311,9 +332,9 @@ def _resolve_record(record: Recorded) -> Any:
     return {key: _resolve(item) for part in (record.items, _mapping(record.state)) for key, item in part.items()}
 
 
-def _array(data: Any, dtype: Any, shape: tuple[int, ...], order: str) -> Tensor:
+def _array(data: Any, dtype: Any, shape: tuple[int, ...], order: Any) -> Tensor:
     flat = np.frombuffer(_resolve(data), _dtype(dtype))
-    native = np.array(flat.reshape(shape, order=order), dtype=flat.dtype.newbyteorder("="), order="C")
+    native = flat.reshape(shape, order=order).astype(flat.dtype.newbyteorder("="), order="C")
     return torch.from_numpy(native)
 
 
@@ -322,8 +343,8 @@ def _dtype(record: Any) -> np.dtype:
     code = str(_resolve(record.args[0])) if isinstance(record, Recorded) and record.args else "?"
     if not re.fullmatch(r"[<>=|]?[biuf]\d+", code):
         raise UnsafeFileError(f"a numpy array of type {code!r} (only numbers are read)")
-    order = record.state[1] if isinstance(record.state, tuple) else "="
-    return np.dtype(code) if order == "|" else np.dtype(code).newbyteorder(order)
+    order: Any = record.state[1] if isinstance(record.state, tuple) else "="
+    return np.dtype(code) if order in ("|", "=") else np.dtype(code).newbyteorder(order)
 
 
 def _first_line(error: BaseException) -> str:

@@ -32,6 +32,9 @@ class Recorded:
     """One call the file asked for, not made: the global's name, the arguments, the state, and what was put into it."""
 
     name = ""
+    args: tuple[Any, ...]
+    state: Any
+    items: dict[Any, Any]
 
     def __new__(cls, *args: Any, **_: Any) -> Recorded:
         """Keeps the arguments; construction is all that a pickle can make happen."""

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import ctypes
 import math
 import os
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +15,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # glibc's malloc.h
 
 
 def step_generator(seed: int, step: int, stream: int = 0) -> torch.Generator:
@@ -47,6 +52,20 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
 def load_checkpoint(path: Path) -> dict[str, Any] | None:
     """State of a checkpoint written by `save_checkpoint`, or None where there is none. Reads tensors and plain data only."""
     return torch.load(path, map_location="cpu", weights_only=True) if path.is_file() else None
+
+
+def keep_freed_memory() -> None:
+    """Asks glibc to reuse freed memory in place of returning it: training on a CPU is several times faster for it.
+
+    Every activation is a new block of megabytes; by default each is mapped, zeroed page by page and unmapped again.
+    Does nothing on other platforms.
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    with contextlib.suppress(OSError, AttributeError):
+        mallopt = ctypes.CDLL(None).mallopt
+        for option, value in ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, 2**31 - 1), (_M_TOP_PAD, 256 << 20)):
+            mallopt(option, value)
 
 
 class RunLog:

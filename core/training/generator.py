@@ -30,10 +30,10 @@ logger = logging.getLogger(__name__)
 class GeneratorTraining:
     """Settings of the regression stage."""
 
-    channels: tuple[int, ...] = (256, 256, 256, 128, 64, 32)  # 4x4 .. 128x128
+    channels: tuple[int, ...] = (192, 192, 192, 96, 48, 24)  # 4x4 .. 128x128
     w_dim: int = 256
     mapping_layers: int = 4
-    stages: tuple[tuple[int, int], ...] = ((64, 3000), (128, 9000))  # (resolution, steps)
+    stages: tuple[tuple[int, int], ...] = ((64, 2500), (128, 6000))  # (resolution, steps)
     batch: int = 16
     learning_rate: float = 4e-3
     final_learning_rate: float = 0.05  # fraction of learning_rate at the end of a stage
@@ -43,13 +43,16 @@ class GeneratorTraining:
     seed: int = 1
 
 
+EMBEDDING_STD = 0.15  # small: styles start near 1, the mean face is learned first and people part from it
+
+
 class CodeEmbedding(nn.Module):
     """Linear map from a morph's code to w."""
 
     def __init__(self, code_dim: int, w_dim: int) -> None:
         super().__init__()
         self.linear = nn.Linear(code_dim, w_dim)
-        nn.init.normal_(self.linear.weight, std=1.0)
+        nn.init.normal_(self.linear.weight, std=EMBEDDING_STD)
         nn.init.zeros_(self.linear.bias)
 
     def forward(self, codes: Tensor) -> Tensor:

@@ -1,0 +1,207 @@
+"""What can be loaded: each architecture says which keys identify it and builds itself from shapes alone.
+
+To add one: write `matches` (looks at canonical names only), `build` (reads sizes from shapes, raises
+UnsupportedModelError with what is wrong), and put an `Architecture` into `ARCHITECTURES`, special cases first.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ..core.encoders import ARCHITECTURES as ENCODER_ARCHITECTURES
+from ..core.encoders import Encoder, EncoderConfig, build_encoder, detect_architecture
+from ..core.errors import InvalidInputError, UnsupportedModelError
+from ..core.generator import Generator, GeneratorConfig
+from ..core.skeleton import skeleton
+from .layouts import FORMAT, CanonicalState, decoder_state
+
+logger = logging.getLogger(__name__)
+
+_NOISE_SEED = 0  # for files that carry no noise maps: any fixed maps will do, but always the same ones
+_SHOWN_KEYS = 6
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """One kind of network."""
+
+    name: str  # the value of `LoadedModel.architecture`
+    description: str  # for the message that lists what is known
+    matches: Callable[[CanonicalState], bool]
+    build: Callable[[CanonicalState], nn.Module]
+
+
+def detect(state: CanonicalState) -> Architecture:
+    """The first architecture whose keys are there.
+
+    Raises:
+        UnsupportedModelError: none fits; the message lists keys that were found and what is known.
+    """
+    for architecture in ARCHITECTURES:
+        if architecture.matches(state):
+            return architecture
+    names = list(state.tensors)
+    shown = ", ".join(f"{name} {tuple(state.tensors[name].shape)}" for name in names[:_SHOWN_KEYS]) or "(none)"
+    known = ", ".join(a.description for a in ARCHITECTURES if a.build is not _refuse_stylegan3)
+    raise UnsupportedModelError(f"No known architecture has these {len(names)} keys: {shown}, ... Known: {known}.")
+
+
+def generator_config(tensors: Mapping[str, Tensor], conv_clamp: float | None = None) -> GeneratorConfig:
+    """Sizes of a StyleGAN2 generator from the shapes of its canonical tensors.
+
+    Raises:
+        UnsupportedModelError: keys or shapes that no "skip" StyleGAN2 generator has.
+    """
+    resolutions = sorted({int(m[1]) for name in tensors if (m := re.match(r"synthesis\.b(\d+)\.", name))})
+    layers = sorted({int(m[1]) for name in tensors if (m := re.match(r"mapping\.fc(\d+)\.", name))})
+    needed = ["mapping.fc0.weight", "synthesis.b4.conv1.affine.weight"]
+    needed += [f"synthesis.b{r}.conv1.weight" for r in resolutions]
+    absent = [name for name in needed if name not in tensors]
+    if absent:
+        raise UnsupportedModelError(f"StyleGAN2 generator without {_some(absent)}: the file is incomplete.")
+    if any(name.startswith("mapping.embed.") for name in tensors):
+        raise UnsupportedModelError("Class-conditional StyleGAN2: only unconditional generators are supported.")
+    colours = tensors.get("synthesis.b4.torgb.weight")
+    if colours is not None and colours.shape[0] != 3:
+        raise UnsupportedModelError(f"StyleGAN2 generator with {colours.shape[0]} image channels: expected 3 (RGB).")
+    try:
+        return GeneratorConfig(
+            resolution=resolutions[-1],
+            channels=tuple(tensors[f"synthesis.b{r}.conv1.weight"].shape[0] for r in resolutions),
+            z_dim=tensors["mapping.fc0.weight"].shape[1],
+            w_dim=tensors["synthesis.b4.conv1.affine.weight"].shape[1],
+            mapping_layers=len(layers),
+            conv_clamp=None if conv_clamp is None else float(conv_clamp),
+        )
+    except InvalidInputError as error:
+        raise UnsupportedModelError(f"Not a StyleGAN2 generator: {error}") from error
+
+
+def build_generator(state: CanonicalState) -> Generator:
+    """A generator that uses the given tensors themselves: no second copy of the weights is made."""
+    config = generator_config(state.tensors, state.options.get("conv_clamp"))
+    with skeleton():
+        module = Generator(config)
+    tensors = dict(state.tensors)
+    noises = [name for name in module.state_dict() if name.endswith(".noise_const") and name not in tensors]
+    if noises:
+        logger.warning("The file has no noise maps for %d layers: seeded ones are used.", len(noises))
+        seeded = torch.Generator().manual_seed(_NOISE_SEED)
+        for name in noises:
+            side = int(name.split(".")[1][1:])
+            tensors[name] = torch.randn(side, side, generator=seeded)
+    average_missing = "mapping.w_avg" not in tensors
+    if average_missing:
+        tensors["mapping.w_avg"] = torch.zeros(config.w_dim)
+    assign(module, tensors)
+    if average_missing:
+        logger.warning("The file has no average latent: it is computed from seeded samples of the mapping network.")
+        module.mapping.w_avg.copy_(module.estimate_w_avg())
+    return module
+
+
+@torch.no_grad()
+def assign(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Gives `module` (built on the meta device) the tensors, as float32, and demands that every key and shape fits.
+
+    Raises:
+        UnsupportedModelError: missing or surplus keys, or other shapes.
+    """
+    expected = module.state_dict()
+    absent = [name for name in expected if name not in tensors]
+    surplus = [name for name in tensors if name not in expected]
+    wrong = [
+        f"{name} {tuple(tensors[name].shape)} instead of {tuple(expected[name].shape)}"
+        for name in expected
+        if name in tensors and tensors[name].shape != expected[name].shape
+    ]
+    for what, names in (("lacks", absent), ("has unknown", surplus), ("has shapes that do not fit:", wrong)):
+        if names:
+            raise UnsupportedModelError(f"{type(module).__name__}: the file {what} {_some(names)}.")
+    module.load_state_dict({name: _float32(tensors[name]) for name in expected}, assign=True)
+
+
+def _float32(tensor: Tensor) -> Tensor:
+    return tensor.to(torch.float32).contiguous() if tensor.is_floating_point() else tensor
+
+
+def _some(names: Sequence[str]) -> str:
+    rest = len(names) - _SHOWN_KEYS
+    return ", ".join(names[:_SHOWN_KEYS]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def _refuse_stylegan3(state: CanonicalState) -> nn.Module:
+    raise UnsupportedModelError(
+        "This is a StyleGAN3 (alias-free) generator. Only StyleGAN2 generators are supported; "
+        "the StyleGAN3 repository publishes StyleGAN2 versions of the same data sets."
+    )
+
+
+def encoder_name(state: CanonicalState) -> str | None:
+    """ "e4e", "psp", "restyle-e4e", "restyle-psp", or None for no encoder.
+
+    e4e and pSp have the same keys. The file's own `encoder_type` decides, then the caller's or header's "architecture".
+    """
+    if not any(name.endswith(("input_layer.0.weight", "body.0.conv2.weight")) for name in state.tensors):
+        return None
+    named = state.options.get("encoder_type")
+    found = detect_architecture(state.tensors, named) or detect_architecture(state.tensors)
+    hint = str(state.options.get("architecture"))
+    if found is None or named is not None or hint not in ENCODER_ARCHITECTURES:
+        return found
+    return hint if hint.startswith("restyle") == found.startswith("restyle") else found
+
+
+def build_inversion_encoder(state: CanonicalState) -> Encoder:
+    """An encoder with its average code; the tensors are shared where they are float32."""
+    options = state.options
+    own = state.layout == FORMAT
+    num_ws, size = options.get("num_ws") if own else None, options.get("stylegan_size") or options.get("output_size")
+    if num_ws is None and size and not any(".styles." in f".{name}" for name in state.tensors):
+        num_ws = 2 * int(math.log2(int(size))) - 2  # the official option; where there are styles they are counted
+    from_average = options.get("start_from_latent_avg")
+    config = EncoderConfig.from_state_dict(
+        state.tensors,
+        architecture=encoder_name(state),
+        encoder_type=options.get("encoder_type"),
+        dataset_type=options.get("domain") if own else options.get("dataset_type"),
+        num_ws=num_ws,
+        input_size=tuple(options["input_size"]) if own and options.get("input_size") else None,
+        start_from_latent_avg=True if from_average is None else bool(from_average),
+    )
+    latent_avg = state.tensors.get("latent_avg")
+    if latent_avg is None and any(name.startswith("decoder.") for name in state.tensors):
+        latent_avg = build_generator(decoder_state(state)).w_avg
+    return build_encoder(config, state.tensors, latent_avg)
+
+
+ARCHITECTURES: tuple[Architecture, ...] = (
+    Architecture(
+        "stylegan3",
+        "StyleGAN3",
+        lambda state: any(name.startswith("synthesis.input.") for name in state.tensors),
+        _refuse_stylegan3,
+    ),
+    Architecture(
+        "stylegan2",
+        "StyleGAN2 generators (rosinality .pt, NVIDIA .pkl, safetensors)",
+        lambda state: "synthesis.b4.const" in state.tensors,
+        build_generator,
+    ),
+    *(
+        Architecture(
+            name,
+            f"{name} encoders",
+            lambda state, name=name: encoder_name(state) == name,  # type: ignore[misc]
+            build_inversion_encoder,
+        )
+        for name in ENCODER_ARCHITECTURES
+    ),
+)
