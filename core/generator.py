@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -57,7 +58,7 @@ class GeneratorConfig:
         return 2 * len(self.channels)
 
     @staticmethod
-    def official(resolution: int, channel_base: int = 32768, channel_max: int = 512, **kwargs) -> GeneratorConfig:
+    def official(resolution: int, channel_base: int = 32768, channel_max: int = 512, **kwargs: Any) -> GeneratorConfig:
         """config-f widths (channel_base 32768), config-e with 16384: C(r) = min(channel_base / r, channel_max)."""
         count = int(math.log2(resolution)) - 1
         channels = tuple(min(channel_base // (4 << k), channel_max) for k in range(count))
@@ -89,6 +90,7 @@ class MappingNetwork(nn.Module):
     def __init__(self, config: GeneratorConfig) -> None:
         super().__init__()
         self.num_layers = config.mapping_layers
+        self.z_dim = config.z_dim
         width = config.z_dim
         for index in range(config.mapping_layers):
             self.add_module(f"fc{index}", EqualLinear(width, config.w_dim, lr_mul=MAPPING_LR_MUL))
@@ -97,7 +99,7 @@ class MappingNetwork(nn.Module):
 
     def forward(self, z: Tensor) -> Tensor:
         """[B, z_dim] -> w [B, w_dim]; no truncation (see `Generator.truncate`)."""
-        expected = self.fc0.weight.shape[1]
+        expected = self.z_dim
         if z.ndim != 2 or z.shape[1] != expected:
             raise InvalidInputError(f"mapping got z of shape {tuple(z.shape)}: expected [batch, {expected}].")
         x = z.float()
@@ -279,7 +281,9 @@ class SynthesisNetwork(nn.Module):
         assert rgb is not None
         return rgb
 
-    def _noises(self, noise: Noise, batch: int, device: torch.device, generator: torch.Generator | None) -> list[Tensor | None]:
+    def _noises(
+        self, noise: Noise, batch: int, device: torch.device, generator: torch.Generator | None
+    ) -> list[Tensor | None]:
         layers = self._noisy_layers()
         if isinstance(noise, str):
             if noise == "const":
@@ -293,7 +297,11 @@ class SynthesisNetwork(nn.Module):
         if len(noise) != len(layers):
             raise InvalidInputError(f"{len(noise)} noise maps given: this generator takes {len(layers)}.")
         for layer, n in zip(layers, noise, strict=True):
-            if n.ndim != 4 or n.shape[0] not in (1, batch) or tuple(n.shape[1:]) != (1, layer.resolution, layer.resolution):
+            if (
+                n.ndim != 4
+                or n.shape[0] not in (1, batch)
+                or tuple(n.shape[1:]) != (1, layer.resolution, layer.resolution)
+            ):
                 raise InvalidInputError(
                     f"noise map of shape {tuple(n.shape)}: expected [1 or {batch}, 1, {layer.resolution}, {layer.resolution}]."
                 )
@@ -313,10 +321,14 @@ class SynthesisNetwork(nn.Module):
             allowed = known - {4} if kind == "after_upconv" else known
             unknown = set(places) - allowed
             if unknown:
-                raise InvalidInputError(f"{kind} hook at resolution {sorted(unknown)}: this generator has {sorted(allowed)}.")
+                raise InvalidInputError(
+                    f"{kind} hook at resolution {sorted(unknown)}: this generator has {sorted(allowed)}."
+                )
         unknown_styles = set(hooks.style) - set(self.style_names)
         if unknown_styles:
-            raise InvalidInputError(f"style hook at {sorted(unknown_styles)}: known layers are {list(self.style_names)}.")
+            raise InvalidInputError(
+                f"style hook at {sorted(unknown_styles)}: known layers are {list(self.style_names)}."
+            )
 
 
 def _tapped(hook: FeatureHook | None, taps: dict[str, Tensor] | None, name: str) -> FeatureHook | None:
@@ -373,7 +385,9 @@ class Generator(nn.Module):
             return pulled
         return torch.cat((pulled[:, :cutoff], w_plus[:, cutoff:]), dim=1)
 
-    def forward(self, z: Tensor, truncation_psi: float = 1.0, truncation_cutoff: int | None = None, **synthesis) -> Tensor:
+    def forward(
+        self, z: Tensor, truncation_psi: float = 1.0, truncation_cutoff: int | None = None, **synthesis: Any
+    ) -> Tensor:
         """z [B, z_dim] -> image [B, 3, H, W]; keyword arguments go to `SynthesisNetwork.forward`."""
         w_plus = self.truncate(self.broadcast(self.mapping(z)), truncation_psi, truncation_cutoff)
         return self.synthesis(w_plus, **synthesis)

@@ -19,7 +19,9 @@ LRELU_GAIN = math.sqrt(2.0)  # keeps the variance through a leaky ReLU
 FIR = (1.0, 3.0, 3.0, 1.0)  # the resampling filter of every StyleGAN2; the networks use its outer product, sum 1
 
 
-def upfirdn2d_reference(x: Tensor, up: int = 1, down: int = 1, pad: tuple[int, int] = (0, 0), gain: float = 1.0) -> Tensor:
+def upfirdn2d_reference(
+    x: Tensor, up: int = 1, down: int = 1, pad: tuple[int, int] = (0, 0), gain: float = 1.0
+) -> Tensor:
     """Zero-insertion upsampling, padding, FIR filtering with [1,3,3,1] and decimation, step by step.
 
     Args:

@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import csv
 import ctypes
+import dataclasses
+import json
 import math
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
+if TYPE_CHECKING:
+    from .morphs import MorphModel
+
+PORTRAITS_CREDIT = (
+    "Morphs of DeBruine, L. & Jones, B. (2017), Face Research Lab London Set, figshare, doi 10.6084/m9.figshare.5047666, "
+    "and DeBruine, L. & Jones, B. (2017), Young Adult White Faces with Manipulated Versions, figshare, "
+    "doi 10.6084/m9.figshare.4220517. CC BY 4.0; changes: resized, warped, averaged."
+)
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # glibc's malloc.h
 
 
@@ -37,8 +48,8 @@ def update_ema(ema: nn.Module, module: nn.Module, decay: float) -> None:
     """Moves `ema` towards `module`; buffers that are not averages of weights are copied."""
     for target, source in zip(ema.parameters(), module.parameters(), strict=True):
         target.lerp_(source, 1 - decay)
-    for target, source in zip(ema.buffers(), module.buffers(), strict=True):
-        target.copy_(source)
+    for kept, current in zip(ema.buffers(), module.buffers(), strict=True):
+        kept.copy_(current)
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
@@ -68,10 +79,54 @@ def keep_freed_memory() -> None:
             mallopt(option, value)
 
 
+class SaveModel(Protocol):
+    """Writes a network as safetensors (`model_registry.save_model`; core does not know the registry)."""
+
+    def __call__(self, module: nn.Module, path: Path, metadata: Mapping[str, str], dtype: torch.dtype) -> Path:
+        """Returns the path written."""
+
+
+def add_common_arguments(parser: argparse.ArgumentParser) -> None:
+    """--portraits, --runs, --out, --device, --batch, --seconds."""
+    parser.add_argument(
+        "--portraits", type=Path, required=True, help="folder with info.csv, landmarks.json and photographs"
+    )
+    parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder for checkpoints, logs and sheets")
+    parser.add_argument("--out", type=Path, required=True, help="safetensors file to write")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--batch", type=int, default=None)
+    parser.add_argument("--seconds", type=float, default=None, help="stop after so long; run again to resume")
+
+
+def load_morphs(portraits: Path, runs: Path) -> MorphModel:
+    """The bank of photographs, built at the first call and kept in `runs`."""
+    from .morphs import MorphModel
+
+    bank = runs / "morphs.safetensors"
+    if not bank.is_file():
+        runs.mkdir(parents=True, exist_ok=True)
+        MorphModel.build(portraits).save(bank)
+    return MorphModel.load(bank)
+
+
+def card(part: str, settings: Any, **facts: str) -> dict[str, str]:
+    """Metadata of a bundled model: what it is, what it was trained on, with which settings, under which licence."""
+    return {
+        "title": f"portraits {part}",
+        "domain": "portraits",
+        "data": PORTRAITS_CREDIT,
+        "licence": "CC-BY-4.0",
+        "settings": json.dumps(dataclasses.asdict(settings)),
+        **facts,
+    }
+
+
 class RunLog:
     """Appends one CSV row per report and knows when the next checkpoint is due."""
 
-    def __init__(self, folder: Path, name: str, checkpoint_seconds: float = 180.0, time_budget: float | None = None) -> None:
+    def __init__(
+        self, folder: Path, name: str, checkpoint_seconds: float = 180.0, time_budget: float | None = None
+    ) -> None:
         self.path = folder / f"{name}.csv"
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.started = self.last_checkpoint = time.monotonic()

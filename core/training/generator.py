@@ -9,18 +9,36 @@ Growing: each stage trains a generator of half the size first and hands its bloc
 
 from __future__ import annotations
 
+import argparse
 import copy
 import dataclasses
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..generator import Generator, GeneratorConfig
-from .common import RunLog, cosine, load_checkpoint, pyramid, save_checkpoint, step_generator, update_ema, write_sheet
+from ..errors import InvalidInputError
+from ..generator import MAPPING_LR_MUL, Generator, GeneratorConfig
+from .common import (
+    RunLog,
+    SaveModel,
+    add_common_arguments,
+    card,
+    cosine,
+    keep_freed_memory,
+    load_checkpoint,
+    load_morphs,
+    pyramid,
+    save_checkpoint,
+    step_generator,
+    update_ema,
+    write_sheet,
+)
 from .morphs import EXTRA_NAMES, MorphConfig, MorphModel
 
 logger = logging.getLogger(__name__)
@@ -35,10 +53,11 @@ class GeneratorTraining:
     mapping_layers: int = 4
     stages: tuple[tuple[int, int], ...] = ((64, 2500), (128, 6000))  # (resolution, steps)
     batch: int = 16
-    learning_rate: float = 4e-3
+    learning_rate: float = 1.5e-2
     final_learning_rate: float = 0.05  # fraction of learning_rate at the end of a stage
     ema_decay: float = 0.998
     levels: int = 3  # of the L1 pyramid
+    edges: float = 1.0  # weight of L1 on neighbour differences: plain L1 is content with soft eyes and hair
     face_weight: float = 3.0  # weight of the face's middle against the picture's border
     seed: int = 1
 
@@ -69,11 +88,14 @@ def face_weights(resolution: int, peak: float, device: torch.device | str = "cpu
     return (weights / weights.mean())[None, None]
 
 
-def regression_loss(image: Tensor, target: Tensor, weights: Tensor, levels: int) -> Tensor:
-    """Weighted L1, averaged over pyramid levels."""
+def regression_loss(image: Tensor, target: Tensor, weights: Tensor, levels: int, edges: float) -> Tensor:
+    """Weighted L1 on colours, and `edges` times the same on neighbour differences, averaged over pyramid levels."""
     loss = image.new_zeros([])
-    for ours, theirs, weight in zip(pyramid(image, levels), pyramid(target, levels), pyramid(weights, levels), strict=True):
-        loss = loss + ((ours - theirs).abs() * weight).mean()
+    for error, weight in zip(pyramid(image - target, levels), pyramid(weights, levels), strict=True):
+        loss = loss + (error.abs() * weight).mean()
+        if edges:
+            loss = loss + edges * (error.diff(dim=2).abs() * weight[:, :, 1:]).mean()
+            loss = loss + edges * (error.diff(dim=3).abs() * weight[..., 1:]).mean()
     return loss / levels
 
 
@@ -100,12 +122,10 @@ def train(
     log = RunLog(out, "regression", time_budget=time_budget)
     checkpoint = load_checkpoint(out / "checkpoint.pt")
     stage, step = (checkpoint["stage"], checkpoint["step"]) if checkpoint else (0, 0)
-    embedding = CodeEmbedding(morphs.code_dim, settings.w_dim).to(device)
-    model = _stage_generator(settings, stage).to(device)
     with torch.random.fork_rng():
         torch.manual_seed(settings.seed)
-        for module in (embedding, model):
-            module.apply(_reinitialise)
+        embedding = CodeEmbedding(morphs.code_dim, settings.w_dim).to(device)
+        model = _stage_generator(settings, stage).to(device)
     average = copy.deepcopy(nn.ModuleList((model, embedding)))
     optimiser = _optimiser(model, embedding, settings)
     if checkpoint:
@@ -117,8 +137,12 @@ def train(
 
     def state() -> dict:
         return {
-            "stage": stage, "step": step, "model": model.state_dict(), "embedding": embedding.state_dict(),
-            "average": average.state_dict(), "optimiser": optimiser.state_dict(),
+            "stage": stage,
+            "step": step,
+            "model": model.state_dict(),
+            "embedding": embedding.state_dict(),
+            "average": average.state_dict(),
+            "optimiser": optimiser.state_dict(),
             "settings": {k: v for k, v in dataclasses.asdict(settings).items()},
         }
 
@@ -132,7 +156,7 @@ def train(
             codes = morphs.draw_codes(settings.batch, step_generator(settings.seed, done)).to(device)
             target = morphs.render(codes, resolution).contiguous(memory_format=torch.channels_last)
             image = model.synthesis(model.broadcast(embedding(codes)), noise="none")
-            loss = regression_loss(image, target, weights, settings.levels)
+            loss = regression_loss(image, target, weights, settings.levels, settings.edges)
             optimiser.zero_grad(set_to_none=True)
             loss.backward()
             optimiser.step()
@@ -158,8 +182,14 @@ def train(
 
 
 def fit_mapping(
-    generator: Generator, embedding: CodeEmbedding, morphs: MorphModel, *, steps: int = 4000, batch: int = 256,
-    learning_rate: float = 2e-3, seed: int = 1,
+    generator: Generator,
+    embedding: CodeEmbedding,
+    morphs: MorphModel,
+    *,
+    steps: int = 4000,
+    batch: int = 256,
+    learning_rate: float = 2e-3 / MAPPING_LR_MUL,
+    seed: int = 1,
 ) -> float:
     """Fits `generator.mapping` to z -> embedding(code_of_z(z)), in place; returns the relative error of w.
 
@@ -213,10 +243,21 @@ def code_of_z(z: Tensor, morphs: MorphModel, config: MorphConfig = MorphConfig()
     return codes
 
 
-def _reinitialise(module: nn.Module) -> None:
-    for parameter in module.parameters(recurse=False):
-        if parameter.ndim > 1:
-            nn.init.normal_(parameter, std=float(parameter.detach().std()))
+def load_trained(out: Path, morphs: MorphModel, settings: GeneratorTraining) -> tuple[Generator, CodeEmbedding]:
+    """The averaged generator and embedding of a run's last checkpoint.
+
+    Raises:
+        InvalidInputError: no checkpoint there.
+    """
+    checkpoint = load_checkpoint(out / "checkpoint.pt")
+    if checkpoint is None:
+        raise InvalidInputError(f"{out}: no checkpoint.pt there. Train the generator first.")
+    average = nn.ModuleList(
+        (_stage_generator(settings, checkpoint["stage"]), CodeEmbedding(morphs.code_dim, settings.w_dim))
+    )
+    average.load_state_dict(checkpoint["average"])
+    generator, embedding = _finished(average, morphs), _parts(average)[1]
+    return generator, embedding.requires_grad_(False)
 
 
 def _stage_generator(settings: GeneratorTraining, stage: int) -> Generator:
@@ -225,7 +266,9 @@ def _stage_generator(settings: GeneratorTraining, stage: int) -> Generator:
     config = GeneratorConfig(
         resolution, settings.channels[:blocks], settings.w_dim, settings.w_dim, settings.mapping_layers
     )
-    return Generator(config).to(memory_format=torch.channels_last)
+    generator = Generator(config)
+    generator.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # a valid overload its stub leaves out
+    return generator
 
 
 def _optimiser(model: Generator, embedding: CodeEmbedding, settings: GeneratorTraining) -> torch.optim.Adam:
@@ -242,10 +285,9 @@ def _grow(
     """The next stage's generator with the trained blocks in it; the new block starts from nothing."""
     grown = []
     for trained in (model, average[0]):
-        bigger = _stage_generator(settings, stage)
         with torch.random.fork_rng():
             torch.manual_seed(settings.seed + stage)
-            bigger.apply(_reinitialise)
+            bigger = _stage_generator(settings, stage)
         new_block = getattr(bigger.synthesis, f"b{bigger.resolution}")
         nn.init.zeros_(new_block.torgb.weight)  # starts as the smaller picture, enlarged
         bigger.load_state_dict(trained.state_dict(), strict=False)
@@ -254,21 +296,59 @@ def _grow(
     return grown[0], averaged, _optimiser(grown[0], embedding, settings)
 
 
+def _parts(average: nn.ModuleList) -> tuple[Generator, CodeEmbedding]:
+    return cast(Generator, average[0]), cast(CodeEmbedding, average[1])
+
+
 def _finished(average: nn.ModuleList, morphs: MorphModel) -> Generator:
-    generator = average[0].eval().requires_grad_(False)
+    generator, embedding = _parts(average)
+    generator.eval().requires_grad_(False)
     with torch.no_grad():
         codes = morphs.draw_codes(4096, step_generator(99, 0)).to(generator.w_avg.device)
-        generator.mapping.w_avg.copy_(average[1](codes).mean(dim=0))
+        generator.mapping.w_avg.copy_(embedding(codes).mean(dim=0))
     return generator
 
 
 @torch.no_grad()
 def _samples(morphs: MorphModel, average: nn.ModuleList, path: Path, resolution: int) -> None:
     """Eight unseen morphs above the generator's drawings of them, twice."""
-    generator, embedding = average
+    generator, embedding = _parts(average)
     codes = morphs.draw_codes(16, step_generator(12345, 0)).to(generator.w_avg.device)
     target = morphs.render(codes, resolution)
     image = generator.synthesis(generator.broadcast(embedding(codes)), noise="none")
     psnr = -10 * torch.log10((image.clamp(-1, 1) - target).square().mean(dim=(1, 2, 3)) / 4).mean()
     logger.info("%s: %.2f dB on unseen morphs", path.name, psnr)
     write_sheet(torch.cat((target[:8], image[:8], target[8:], image[8:])), path)
+
+
+def main(argv: Sequence[str], save_model: SaveModel) -> Path:
+    """`gan-inversion train generator`: trains or resumes, fits the mapping network, writes safetensors."""
+    parser = argparse.ArgumentParser(prog="gan-inversion train generator", description=__doc__.split("\n")[0])
+    add_common_arguments(parser)
+    defaults = GeneratorTraining()
+    parser.add_argument(
+        "--stages",
+        default=",".join(f"{r}:{n}" for r, n in defaults.stages),
+        metavar="SIZE:STEPS,...",
+        help="sizes to grow through and steps at each (default %(default)s)",
+    )
+    parser.add_argument("--mapping-steps", type=int, default=4000)
+    options = parser.parse_args(argv)
+    keep_freed_memory()
+    stages = tuple((int(r), int(n)) for r, n in (stage.split(":") for stage in options.stages.split(",")))
+    settings = dataclasses.replace(defaults, stages=stages, batch=options.batch or defaults.batch)
+    morphs = load_morphs(options.portraits, options.runs)
+    generator = train(
+        morphs, options.runs / "generator", settings, device=options.device, time_budget=options.seconds
+    ).cpu()
+    _, embedding = load_trained(options.runs / "generator", morphs, settings)
+    error = fit_mapping(generator, embedding, morphs, steps=options.mapping_steps)
+    write_sheet(_random_faces(generator), options.runs / "generator" / "random-faces.png")
+    metadata = card("generator", settings, mapping_relative_error=f"{error:.3f}")
+    return save_model(generator.eval().requires_grad_(False), options.out, metadata, torch.float16)
+
+
+@torch.no_grad()
+def _random_faces(generator: Generator, count: int = 64) -> Tensor:
+    z = torch.randn(count, generator.config.z_dim, generator=step_generator(0, 0))
+    return torch.cat([generator(part) for part in z.split(16)])

@@ -31,7 +31,17 @@ LEFT_PUPIL, RIGHT_PUPIL, LEFT_MOUTH, RIGHT_MOUTH = 0, 1, 87, 93  # rows of landm
 MOUTH_ROWS = slice(85, 110)
 MARGIN = 0.125  # the mean-shape frame reaches this far (in crop widths) beyond the FFHQ crop
 FIELD_SIZE = 96  # displacement fields are smooth: this grid is enough
-EXTRA_NAMES = ("yaw", "pitch", "light_side", "brightness", "warmth", "contrast", "background_r", "background_g", "background_b")
+EXTRA_NAMES = (
+    "yaw",
+    "pitch",
+    "light_side",
+    "brightness",
+    "warmth",
+    "contrast",
+    "background_r",
+    "background_g",
+    "background_b",
+)
 
 
 @dataclass(frozen=True)
@@ -39,15 +49,15 @@ class MorphConfig:
     """How codes are drawn."""
 
     max_people: int = 4
-    concentration: float = 0.5  # Dirichlet parameter of the mixing weights: small values let one person dominate
+    concentration: float = 0.5  # of the mixing weights: small values let one person dominate
     separate_shape: float = 0.5  # probability that shape and texture come from different people
-    yaw: float = 0.25  # radians, uniform in +-yaw
-    pitch: float = 0.15
-    light_side: float = 0.35  # relative brightness change from the middle to the side of the picture
-    brightness: float = 0.35  # exponent of 2
-    warmth: float = 0.12
-    contrast: float = 0.2
-    own_background: float = 0.35  # probability of the studio's grey
+    yaw: float = 0.2  # radians, uniform in +-yaw
+    pitch: float = 0.1
+    light_side: float = 0.25  # relative brightness change from the middle to the side of the picture
+    brightness: float = 0.25  # exponent of 2
+    warmth: float = 0.08
+    contrast: float = 0.15
+    own_background: float = 0.5  # probability of the studio's grey
 
 
 def ffhq_frame(points: np.ndarray) -> np.ndarray:
@@ -93,7 +103,9 @@ def smiling_landmarks(neutral: np.ndarray, smiling: np.ndarray, points: np.ndarr
 
     grey = [cv2.cvtColor(image, cv2.COLOR_RGB2GRAY) for image in (neutral, smiling)]
     scale = 0.25
-    small = [cv2.GaussianBlur(cv2.resize(g, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA), (0, 0), 2) for g in grey]
+    small = [
+        cv2.GaussianBlur(cv2.resize(g, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA), (0, 0), 2) for g in grey
+    ]
     eyes, mouth = points[[LEFT_PUPIL, RIGHT_PUPIL]].mean(0), points[[LEFT_MOUTH, RIGHT_MOUTH]].mean(0)
     reach = np.hypot(*(mouth - eyes))
     mask = np.zeros_like(small[0])
@@ -116,12 +128,16 @@ def smiling_landmarks(neutral: np.ndarray, smiling: np.ndarray, points: np.ndarr
         if best is not None and best[0] > 0.97:
             break
     if best is None:
-        raise InvalidInputError("The smiling photograph could not be registered to the neutral one: is it the same person?")
+        raise InvalidInputError(
+            "The smiling photograph could not be registered to the neutral one: is it the same person?"
+        )
     rigid = best[1].astype(np.float64)
     rigid[:, 2] = rigid[:, 2] / scale
     h, w = grey[0].shape
-    moved = cv2.warpAffine(grey[1], rigid, (w, h), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP, borderMode=cv2.BORDER_REPLICATE)
-    dis = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
+    moved = cv2.warpAffine(
+        grey[1], rigid, (w, h), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP, borderMode=cv2.BORDER_REPLICATE
+    )
+    dis = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
     dis.setFinestScale(1)
     flow = dis.calc(grey[0], moved, None)
     flow = cv2.GaussianBlur(flow, (0, 0), 3)
@@ -164,7 +180,12 @@ class MorphModel:
     """Bank of textures and displacement fields; draws codes and renders them."""
 
     def __init__(
-        self, textures: Tensor, fields: Tensor, mean_points: Tensor, point_offsets: Tensor, people: list[str],
+        self,
+        textures: Tensor,
+        fields: Tensor,
+        mean_points: Tensor,
+        point_offsets: Tensor,
+        people: list[str],
         expressions: list[str],
     ) -> None:
         """Use `build` or `load`.
@@ -198,12 +219,16 @@ class MorphModel:
     def to(self, device: torch.device | str) -> MorphModel:
         """Copy on a device."""
         return MorphModel(
-            self.textures.to(device), self.fields.to(device), self.mean_points.to(device), self.point_offsets.to(device),
-            self.people, self.expressions,
+            self.textures.to(device),
+            self.fields.to(device),
+            self.mean_points.to(device),
+            self.point_offsets.to(device),
+            self.people,
+            self.expressions,
         )
 
     def draw_codes(self, count: int, generator: torch.Generator, config: MorphConfig = MorphConfig()) -> Tensor:
-        """Random codes [count, code_dim] from a CPU generator: sparse Dirichlet mixes, a shared smile, extras."""
+        """Random codes [count, code_dim] from a CPU generator: sparse mixes of people, a shared smile, extras."""
 
         def uniform(*shape: int) -> Tensor:
             return torch.rand(*shape, generator=generator)
@@ -235,8 +260,8 @@ class MorphModel:
     def _mix(self, generator: torch.Generator, config: MorphConfig) -> tuple[Tensor, Tensor]:
         people = int(torch.randint(1, config.max_people + 1, (1,), generator=generator))
         persons = torch.randperm(len(self.person_ids), generator=generator)[:people]
-        # Gamma draws by Marsaglia's boost are overkill here: powers of uniforms give the same kind of sparse simplex.
-        weights = torch.rand(people, generator=generator).pow(1 / config.concentration) + 1e-3
+        # Powers of uniforms give the same kind of sparse mixes as a Dirichlet distribution.
+        weights = torch.rand(len(persons), generator=generator).pow(1 / config.concentration) + 1e-3
         return persons, weights / weights.sum()
 
     def landmarks(self, codes: Tensor) -> Tensor:
@@ -296,7 +321,9 @@ class MorphModel:
         from safetensors.torch import save_file
 
         tensors = {
-            "textures": self.textures, "fields": self.fields, "mean_points": self.mean_points,
+            "textures": self.textures,
+            "fields": self.fields,
+            "mean_points": self.mean_points,
             "point_offsets": self.point_offsets,
         }
         meta = {"people": json.dumps(self.people), "expressions": json.dumps(self.expressions)}
@@ -309,8 +336,8 @@ class MorphModel:
 
         with safe_open(str(path), "pt") as file:
             meta = file.metadata()
-            tensors = [file.get_tensor(name) for name in ("textures", "fields", "mean_points", "point_offsets")]
-        return MorphModel(*tensors, json.loads(meta["people"]), json.loads(meta["expressions"]))
+            tensors = {name: file.get_tensor(name) for name in ("textures", "fields", "mean_points", "point_offsets")}
+        return MorphModel(**tensors, people=json.loads(meta["people"]), expressions=json.loads(meta["expressions"]))
 
     @staticmethod
     def build(portraits: str | Path, texture_size: int = 240) -> MorphModel:
@@ -324,7 +351,9 @@ class MorphModel:
         photos, stacked = _without_bad_smiles(photos, np.stack([_crop_points(photo.points) for photo in photos]))
         mean = stacked.mean(0)
         line = np.linspace(-MARGIN, 1 + MARGIN, 9)
-        border = np.array([(x, y) for x in line for y in line if not (-MARGIN < x < 1 + MARGIN and -MARGIN < y < 1 + MARGIN)])
+        border = np.array(
+            [(x, y) for x in line for y in line if not (-MARGIN < x < 1 + MARGIN and -MARGIN < y < 1 + MARGIN)]
+        )
         control = np.concatenate((mean, border))
         matrix_fields = _thin_plate(control, _frame_grid(FIELD_SIZE), smooth=1e-4)[:, : len(mean)]
         matrix_texture = _thin_plate(control, _frame_grid(texture_size), smooth=1e-4)[:, : len(mean)]
@@ -334,9 +363,12 @@ class MorphModel:
             at = _frame_grid(texture_size) + matrix_texture @ offsets
             textures.append(_sample_photo(photo, at, texture_size))
         return MorphModel(
-            torch.stack(textures), torch.tensor(np.stack(fields), dtype=torch.float32),
-            torch.tensor(mean, dtype=torch.float32), torch.tensor(stacked - mean, dtype=torch.float32),
-            [photo.person for photo in photos], [photo.expression for photo in photos],
+            torch.stack(textures),
+            torch.tensor(np.stack(fields), dtype=torch.float32),
+            torch.tensor(mean, dtype=torch.float32),
+            torch.tensor(stacked - mean, dtype=torch.float32),
+            [photo.person for photo in photos],
+            [photo.expression for photo in photos],
         )
 
 
@@ -405,10 +437,14 @@ def _to_grid(at: Tensor) -> Tensor:
 
 
 def _turn(points: Tensor, yaw: Tensor, pitch: Tensor) -> Tensor:
-    """Displacement [B, P, 2] of a small head turn; depth is an ellipsoid around the head's middle, in crop widths."""
+    """Displacement [B, P, 2] of a small head turn, as it looks after alignment: eyes and mouth stay, nose and outline move.
+
+    Depth in crop widths: an ellipsoid head with a nose, less the depth of eyes and mouth, which alignment holds fixed.
+    """
     centred = points - torch.tensor([0.5, 0.55], device=points.device)
-    radius = (centred / torch.tensor([0.38, 0.52], device=points.device)).square().sum(-1)
-    depth = 0.3 * torch.exp(-1.5 * radius.square())  # falls to 0 where the picture's border begins
+    head = (centred / torch.tensor([0.38, 0.52], device=points.device)).square().sum(-1)
+    nose = ((points - torch.tensor([0.5, 0.57], device=points.device)) / 0.055).square().sum(-1)
+    depth = 0.25 * (torch.exp(-1.5 * head.square()) - 0.97) + 0.06 * torch.exp(-nose)
     return torch.stack((yaw[:, None] * depth, pitch[:, None] * depth), dim=-1)
 
 

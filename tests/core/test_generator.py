@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-
 from gan_inversion.core.errors import InvalidInputError
 from gan_inversion.core.generator import Generator, GeneratorConfig, SynthesisHooks
 
@@ -53,7 +52,9 @@ def test_each_row_feeds_the_layers_the_papers_say(tiny):
     for row in range(tiny.num_ws):
         changed = base.clone()
         changed[:, row] += 1
-        moved = {n for n, a, b in zip(names, reference, tiny.synthesis.styles(changed), strict=True) if not torch.equal(a, b)}
+        moved = {
+            n for n, a, b in zip(names, reference, tiny.synthesis.styles(changed), strict=True) if not torch.equal(a, b)
+        }
         expected = {n for n, r in zip(names, tiny.synthesis.style_rows, strict=True) if r == row}
         assert moved == expected
     assert tiny.synthesis.style_rows == (0, 1, 1, 2, 3, 3, 4, 5, 5, 6, 7)

@@ -4,13 +4,19 @@ import itertools
 
 import pytest
 import torch
-
 from gan_inversion.core import ops
 
 
 @pytest.mark.parametrize(
     ("up", "down", "pad", "gain"),
-    [(1, 1, (1, 1), 4.0), (2, 1, (2, 1), 4.0), (1, 2, (2, 2), 1.0), (2, 1, (1, 1), 4.0), (1, 1, (2, 1), 1.0), (1, 1, (0, 0), 1.0)],
+    [
+        (1, 1, (1, 1), 4.0),
+        (2, 1, (2, 1), 4.0),
+        (1, 2, (2, 2), 1.0),
+        (2, 1, (1, 1), 4.0),
+        (1, 1, (2, 1), 1.0),
+        (1, 1, (0, 0), 1.0),
+    ],
 )
 def test_upfirdn2d_equals_reference(up, down, pad, gain):
     x = torch.randn(2, 3, 9, 12, dtype=torch.float64)

@@ -1,0 +1,441 @@
+"""The one idea of this library: an inversion is a w_plus code plus a stack of modulations, drawn by one renderer.
+
+Every method adds one kind of modulation (weights, features, flows, pixels) and never changes what it was given.
+Encode once, edit many times: `render` runs the synthesis network and nothing that encodes or optimises.
+
+Order inside a render: weight offsets -> features between and inside blocks -> pixels, each kind in list order.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .alignment import CropTransform
+from .editing import Edit
+from .errors import CorruptFileError, GeneratorMismatchError, InvalidInputError
+from .fingerprint import fingerprint
+from .generator import FeatureHook, Generator, Noise, SynthesisHooks
+
+FORMAT = "gan-inversion/inversion"
+FORMAT_VERSION = 1
+
+
+class Modulation:
+    """Something that changes a render without changing the generator. Subclasses are frozen dataclasses.
+
+    Tensor fields have the batch first; `dict` fields hold such tensors by name. Plain fields must survive JSON.
+    """
+
+    kind: ClassVar[str]
+    registry: ClassVar[dict[str, type[Modulation]]] = {}
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        Modulation.registry[cls.kind] = cls
+
+    def weight_offsets(self) -> Mapping[str, Tensor]:
+        """Synthesis parameter name -> [B, ...] to add to it."""
+        return {}
+
+    def hooks(self, context: RenderContext) -> SynthesisHooks:
+        """Changes to features."""
+        return SynthesisHooks()
+
+    def finish(self, image: Tensor, context: RenderContext) -> Tensor:
+        """Changes to the drawn image [B, 3, H, W]."""
+        return image
+
+    def map_tensors(self, function: Callable[[Tensor], Tensor]) -> Modulation:
+        """The same modulation with every tensor replaced by function(tensor)."""
+        changed: dict[str, Any] = {}
+        for name, value in _fields(self).items():
+            if isinstance(value, Tensor):
+                changed[name] = function(value)
+            elif isinstance(value, dict):
+                changed[name] = {key: function(tensor) for key, tensor in value.items()}
+        return dataclasses.replace(self, **changed)  # type: ignore[type-var]
+
+
+@dataclass(frozen=True)
+class WeightOffset(Modulation):
+    """Tuned generator weights minus the base weights, for named synthesis parameters (PTI, near-perfect, DHR)."""
+
+    kind: ClassVar[str] = "weight-offset"
+    offsets: dict[str, Tensor]  # name -> [B, ...]; float16 is enough and halves the file
+
+    def weight_offsets(self) -> Mapping[str, Tensor]:
+        return self.offsets
+
+
+@dataclass(frozen=True)
+class FeatureOffset(Modulation):
+    """Adds an offset to the features that leave a block, inside a region (SAM, section "multilayer").
+
+    Under an edit the region keeps its unedited features, so that the edit acts only on what lies behind this layer.
+    """
+
+    kind: ClassVar[str] = "feature-offset"
+    resolution: int
+    offset: Tensor  # [B, C, r, r]
+    mask: Tensor  # [B, 1, r, r], 1 inside the region
+
+    def hooks(self, context: RenderContext) -> SynthesisHooks:
+        def change(x: Tensor) -> Tensor:
+            if context.edited:
+                kept = context.unedited_features(f"block{self.resolution}")
+                return torch.lerp(x, kept, self.mask)
+            return x + self.offset * self.mask
+
+        return SynthesisHooks(after_block={self.resolution: change})
+
+
+@dataclass(frozen=True)
+class FeatureOverride(Modulation):
+    """Replaces the features that leave a block outside the in-domain mask, edited or not (DHR)."""
+
+    kind: ClassVar[str] = "feature-override"
+    resolution: int
+    features: Tensor  # [B, C, r, r]
+    in_domain: Tensor  # [B, 1, r, r], 1 where the generator's own features stay
+
+    def hooks(self, context: RenderContext) -> SynthesisHooks:
+        return SynthesisHooks(after_block={self.resolution: lambda x: torch.lerp(self.features, x, self.in_domain)})
+
+
+@dataclass(frozen=True)
+class FeatureWarp(Modulation):
+    """Moves the up-convolution's output by a flow where a mask says so, before noise and bias (SAMM).
+
+    The sampling grid spans linspace(-1, 1, r) while grid_sample runs with align_corners False and zero padding: the
+    slight zoom and dark border this causes are part of the method's reference implementation.
+    """
+
+    kind: ClassVar[str] = "feature-warp"
+    resolution: int
+    flow: Tensor  # [B, 2, r, r], (x, y) in normalised grid units
+    mask: Tensor  # [B, 1, r, r]
+
+    def hooks(self, context: RenderContext) -> SynthesisHooks:
+        def change(x: Tensor) -> Tensor:
+            line = torch.linspace(-1, 1, x.shape[-1], device=x.device)
+            y, xs = torch.meshgrid(line, line, indexing="ij")
+            grid = torch.stack((xs, y), dim=-1) + self.flow.permute(0, 2, 3, 1)
+            warped = F.grid_sample(x, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+            return torch.lerp(x, warped, self.mask)
+
+        return SynthesisHooks(after_upconv={self.resolution: change})
+
+
+@dataclass(frozen=True)
+class ResidualTransfer(Modulation):
+    """Adds what the inversion misses (photograph minus unedited render) to the edited render, moved nowhere.
+
+    The plain baseline of a rectifier: exact without an edit, and sharp under small edits; ghosts where the edit moves
+    edges. `strength` 0..1 and a mask say how much and where.
+    """
+
+    kind: ClassVar[str] = "residual-transfer"
+    mask: Tensor  # [B, 1, H, W], 1 where the residual is added
+    strength: float = 1.0
+
+    def finish(self, image: Tensor, context: RenderContext) -> Tensor:
+        residual = context.inversion.image - context.unedited_image(before=self)
+        return image + self.strength * self.mask * residual
+
+
+@dataclass(frozen=True)
+class PixelBlend(Modulation):
+    """Keeps the photograph's pixels: mask * photograph + (1 - mask) * image (SAMM's last step)."""
+
+    kind: ClassVar[str] = "pixel-blend"
+    mask: Tensor  # [B, 1, H, W], 1 where the photograph stays
+
+    def finish(self, image: Tensor, context: RenderContext) -> Tensor:
+        source = context.inversion.image
+        return torch.where(self.mask >= 1, source, torch.lerp(image, source, self.mask))
+
+
+@dataclass(frozen=True)
+class Inversion:
+    """A photograph in terms of a generator. Immutable; refining steps return new ones."""
+
+    image: Tensor  # [B, 3, H, W] in [-1, 1], the aligned photograph at the generator's size
+    w_plus: Tensor  # [B, num_ws, w_dim]
+    generator: Generator
+    modulations: tuple[Modulation, ...] = ()
+    crops: tuple[CropTransform | None, ...] = ()  # where each image was cut from; empty is unknown
+    info: Mapping[str, str] = field(default_factory=dict)  # how it was made, for people to read
+
+    def __post_init__(self) -> None:
+        g = self.generator
+        expected = (len(self.image), g.num_ws, g.config.w_dim)
+        if tuple(self.w_plus.shape) != expected:
+            raise InvalidInputError(
+                f"Inversion with w_plus of shape {tuple(self.w_plus.shape)} for {len(self.image)} image(s): "
+                f"this generator takes {list(expected)}."
+            )
+        if tuple(self.image.shape[1:]) != (3, g.resolution, g.resolution):
+            raise InvalidInputError(
+                f"Inversion with an image of shape {tuple(self.image.shape)}: expected "
+                f"[batch, 3, {g.resolution}, {g.resolution}], the generator's size."
+            )
+        if self.crops and len(self.crops) != len(self.image):
+            raise InvalidInputError(f"{len(self.crops)} crop transforms for {len(self.image)} image(s).")
+
+    def __len__(self) -> int:
+        return len(self.w_plus)
+
+    def __getitem__(self, index: int) -> Inversion:
+        """One image of the batch, as an inversion of batch 1."""
+        index = range(len(self))[index]
+        rows = slice(index, index + 1)
+        return dataclasses.replace(
+            self,
+            image=self.image[rows],
+            w_plus=self.w_plus[rows],
+            crops=self.crops[rows],
+            modulations=tuple(m.map_tensors(lambda t: t[rows] if len(t) > 1 else t) for m in self.modulations),
+        )
+
+    def with_modulation(self, modulation: Modulation) -> Inversion:
+        """A new inversion with one more modulation."""
+        return dataclasses.replace(self, modulations=(*self.modulations, modulation))
+
+    def to(self, device: torch.device | str) -> Inversion:
+        """Copy on a device; the generator is expected to be moved by its owner."""
+        return dataclasses.replace(
+            self,
+            image=self.image.to(device),
+            w_plus=self.w_plus.to(device),
+            modulations=tuple(m.map_tensors(lambda t: t.to(device)) for m in self.modulations),
+        )
+
+    def save(self, path: str | Path) -> Path:
+        """Writes one safetensors file; `load` renders the same image from it.
+
+        The generator is not in the file, only its fingerprint.
+        """
+        from safetensors.torch import save_file
+
+        tensors = {"image": self.image, "w_plus": self.w_plus}
+        described = []
+        for index, modulation in enumerate(self.modulations):
+            plain: dict[str, Any] = {}
+            for name, value in _fields(modulation).items():
+                if isinstance(value, Tensor):
+                    tensors[f"modulations.{index}.{name}"] = value
+                elif isinstance(value, dict):
+                    plain[name] = {}
+                    tensors.update({f"modulations.{index}.{name}.{key}": tensor for key, tensor in value.items()})
+                else:
+                    plain[name] = value
+            described.append({"kind": modulation.kind, "settings": plain})
+        metadata = {
+            "format": FORMAT,
+            "format_version": str(FORMAT_VERSION),
+            "generator": fingerprint(self.generator),
+            "resolution": str(self.generator.resolution),
+            "modulations": json.dumps(described),
+            "crops": json.dumps([crop.to_dict() if crop else None for crop in self.crops]),
+            "info": json.dumps(dict(self.info)),
+        }
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(path.name + ".part")
+        contiguous = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+        save_file(contiguous, str(temporary), metadata=metadata)
+        os.replace(temporary, path)
+        return path
+
+    @staticmethod
+    def load(path: str | Path, generator: Generator) -> Inversion:
+        """Reads a file written by `save`.
+
+        Raises:
+            CorruptFileError: not such a file.
+            GeneratorMismatchError: it was made with another generator.
+        """
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(str(path), "pt") as file:
+                metadata = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+        except (OSError, SafetensorError) as error:
+            raise CorruptFileError(
+                f"{path}: not a readable inversion file ({error}). Save the inversion again."
+            ) from error
+        if metadata.get("format") != FORMAT:
+            raise CorruptFileError(
+                f"{path}: a safetensors file, but not a saved inversion (format {metadata.get('format')!r}, expected {FORMAT!r})."
+            )
+        if int(metadata["format_version"]) > FORMAT_VERSION:
+            raise CorruptFileError(
+                f"{path}: written by a newer version of this package. Update gan-inversion to read it."
+            )
+        made_with, have = metadata["generator"], fingerprint(generator)
+        if made_with != have:
+            raise GeneratorMismatchError(
+                f"{path}: made with generator {made_with} ({metadata['resolution']} px), but the given one is {have} "
+                f"({generator.resolution} px). Load the generator the inversion was made with."
+            )
+        device = generator.w_avg.device
+        modulations = [
+            _modulation_from(item, index, tensors, path)
+            for index, item in enumerate(json.loads(metadata["modulations"]))
+        ]
+        crops = tuple(CropTransform.from_dict(c) if c else None for c in json.loads(metadata["crops"]))
+        loaded = Inversion(
+            tensors["image"], tensors["w_plus"], generator, tuple(modulations), crops, json.loads(metadata["info"])
+        )
+        return loaded.to(device)
+
+
+def _fields(modulation: Modulation) -> dict[str, Any]:
+    return {f.name: getattr(modulation, f.name) for f in dataclasses.fields(modulation)}  # type: ignore[arg-type]
+
+
+def _modulation_from(item: dict[str, Any], index: int, tensors: dict[str, Tensor], path: str | Path) -> Modulation:
+    cls = Modulation.registry.get(item["kind"])
+    if cls is None:
+        raise CorruptFileError(
+            f"{path}: holds a modulation {item['kind']!r} unknown to this version. Update gan-inversion."
+        )
+    values = dict(item["settings"])
+    prefix = f"modulations.{index}."
+    for name, tensor in tensors.items():
+        if name.startswith(prefix):
+            field_name, _, key = name[len(prefix) :].partition(".")
+            if key:
+                values[field_name] = {**values.get(field_name, {}), key: tensor}
+            else:
+                values[field_name] = tensor
+    return cls(**values)
+
+
+class RenderContext:
+    """What a modulation may ask for during one render."""
+
+    def __init__(self, inversion: Inversion, edit: Edit | None, noise: Noise, dtype: torch.dtype) -> None:
+        self.inversion, self.edit, self.noise, self.dtype = inversion, edit, noise, dtype
+        self.edited = edit is not None and bool(edit.terms)
+        self._features: dict[str, Tensor] | None = None
+
+    def unedited_features(self, tap: str) -> Tensor:
+        """Features of the unedited inversion at a tap of `SynthesisNetwork.forward`, drawn once."""
+        if self._features is None:
+            self._features = {}
+            _synthesize(self.inversion, None, self.noise, self.dtype, taps=self._features)
+        return self._features[tap]
+
+    def unedited_image(self, before: Modulation) -> Tensor:
+        """The unedited inversion drawn with the modulations that precede `before`."""
+        position = next(i for i, m in enumerate(self.inversion.modulations) if m is before)
+        earlier = dataclasses.replace(self.inversion, modulations=self.inversion.modulations[:position])
+        return render(earlier, noise=self.noise, dtype=self.dtype)
+
+
+def render(
+    inversion: Inversion, edit: Edit | None = None, *, noise: Noise = "const", dtype: torch.dtype = torch.float32
+) -> Tensor:
+    """Draws an inversion, edited or not.
+
+    Args:
+        inversion: what to draw.
+        edit: W+ and style-space offsets; None draws the photograph's own code.
+        noise: as in `SynthesisNetwork.forward`.
+        dtype: of the convolutions.
+
+    Returns:
+        [B, 3, H, W], float32, nominal range [-1, 1], not clamped.
+    """
+    if len(inversion) > 1 and any(len(t) > 1 for m in inversion.modulations for t in m.weight_offsets().values()):
+        # Each image has weights of its own: one pass each.
+        edits = [_edit_of(edit, index, len(inversion)) for index in range(len(inversion))]
+        return torch.cat([render(inversion[i], e, noise=noise, dtype=dtype) for i, e in enumerate(edits)])
+    context = RenderContext(inversion, edit, noise, dtype)
+    image = _synthesize(inversion, edit, noise, dtype, context=context)
+    for modulation in inversion.modulations:
+        image = modulation.finish(image, context)
+    return image
+
+
+def _synthesize(
+    inversion: Inversion,
+    edit: Edit | None,
+    noise: Noise,
+    dtype: torch.dtype,
+    taps: dict[str, Tensor] | None = None,
+    context: RenderContext | None = None,
+) -> Tensor:
+    context = context or RenderContext(inversion, edit, noise, dtype)
+    hooks = [modulation.hooks(context) for modulation in inversion.modulations]
+    w_plus = inversion.w_plus
+    if edit is not None:
+        w_plus = edit.apply(w_plus)
+        styles = {name: _adds(name, offset.to(w_plus)) for name, offset in edit.style_offsets().items()}
+        hooks.append(SynthesisHooks(style=styles))
+    synthesis = inversion.generator.synthesis
+    options = {"noise": noise, "hooks": combine_hooks(hooks), "taps": taps, "dtype": dtype}
+    weights = _tuned_weights(inversion)
+    if not weights:
+        return synthesis(w_plus, **options)
+    return torch.func.functional_call(synthesis, weights, (w_plus,), options, strict=False)
+
+
+def _tuned_weights(inversion: Inversion) -> dict[str, Tensor]:
+    base = dict(inversion.generator.synthesis.named_parameters())
+    tuned: dict[str, Tensor] = {}
+    for modulation in inversion.modulations:
+        for name, offset in modulation.weight_offsets().items():
+            if name not in base:
+                raise GeneratorMismatchError(f"Weight offset for {name!r}: this generator has no such parameter.")
+            tuned[name] = tuned.get(name, base[name]) + offset[0].to(base[name])
+    return tuned
+
+
+def _edit_of(edit: Edit | None, index: int, batch: int) -> Edit | None:
+    """The part of a batched edit that belongs to one image."""
+    if edit is None:
+        return None
+
+    def own(strength: float | Tensor) -> float | Tensor:
+        return strength[index] if isinstance(strength, Tensor) and strength.numel() == batch else strength
+
+    return Edit(tuple(dataclasses.replace(term, strength=own(term.strength)) for term in edit.terms))
+
+
+def combine_hooks(hooks: Sequence[SynthesisHooks]) -> SynthesisHooks:
+    """One set of hooks that runs the given ones in order at each place."""
+    merged: dict[str, dict[Any, FeatureHook]] = {"after_upconv": {}, "after_block": {}, "style": {}}
+    for one in hooks:
+        for kind, places in merged.items():
+            for place, function in getattr(one, kind).items():
+                places[place] = _chained(places[place], function) if place in places else function
+    return SynthesisHooks(**merged)
+
+
+def _chained(first: FeatureHook, second: FeatureHook) -> FeatureHook:
+    return lambda x: second(first(x))
+
+
+def _adds(name: str, offset: Tensor) -> FeatureHook:
+    def add(style: Tensor) -> Tensor:
+        if offset.shape[1] != style.shape[1]:
+            raise GeneratorMismatchError(
+                f"Style edit of {name} has {offset.shape[1]} channels, this generator's layer has {style.shape[1]}: "
+                "the direction was made for another generator."
+            )
+        return style + offset
+
+    return add

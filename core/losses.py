@@ -1,0 +1,102 @@
+"""Image distances used by projection and training.
+
+`multiscale_distance` needs no weights. `lpips_distance` wraps the `lpips` package (Zhang et al. 2018, v0.1) around
+backbone weights found by the caller, so that nothing is downloaded behind the user's back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .errors import InvalidInputError
+
+Distance = Callable[[Tensor, Tensor], Tensor]  # two [B, 3, H, W] in [-1, 1] -> [B]
+
+
+def multiscale_distance(image: Tensor, target: Tensor, levels: int = 4) -> Tensor:
+    """Mean over a box-filter pyramid of L1 on colours and on horizontal and vertical differences, [B].
+
+    Differences make edges count: plain L1 is content with a blur. Both inputs [B, 3, H, W] in [-1, 1].
+    """
+    total = image.new_zeros(len(image))
+    used = 0
+    for level in range(levels):
+        total = total + (image - target).abs().mean(dim=(1, 2, 3))
+        for axis in (2, 3):
+            total = total + (image.diff(dim=axis) - target.diff(dim=axis)).abs().mean(dim=(1, 2, 3))
+        used += 1
+        if min(image.shape[2:]) < 16 or level == levels - 1:
+            break
+        image, target = F.avg_pool2d(image, 2), F.avg_pool2d(target, 2)
+    return total / used
+
+
+def lpips_distance(net: str, backbone: Mapping[str, Tensor], size: int | None = None) -> Distance:
+    """LPIPS v0.1 with the given backbone weights.
+
+    Args:
+        net: "vgg" or "alex"; the linear heads come with the `lpips` package.
+        backbone: torchvision's `features.N.weight/bias` of VGG16 or AlexNet.
+        size: area-downsample both images to this size first (256 in most papers); None compares at full size.
+
+    Returns:
+        Function of two [B, 3, H, W] in [-1, 1] giving [B].
+
+    Raises:
+        InvalidInputError: `backbone` is not that network.
+    """
+    import lpips
+
+    model = lpips.LPIPS(net=net, pnet_rand=True, verbose=False).eval().requires_grad_(False)
+    slices = {name: key for name, key in _backbone_names(model.net)}
+    missing = [key for key in slices.values() if key not in backbone]
+    if missing:
+        raise InvalidInputError(
+            f"LPIPS backbone for {net!r} lacks {missing[0]} and {len(missing) - 1} more: expected torchvision's weights."
+        )
+    model.net.load_state_dict({name: backbone[key] for name, key in slices.items()})
+
+    def distance(image: Tensor, target: Tensor) -> Tensor:
+        model.to(image.device)
+        if size is not None and image.shape[-1] > size:
+            image, target = (F.interpolate(x, size=(size, size), mode="area") for x in (image, target))
+        return model(image, target).flatten()
+
+    return distance
+
+
+def _backbone_names(net: torch.nn.Module) -> list[tuple[str, str]]:
+    """lpips names its layers slice<k>.<n>; n is torchvision's index in `features`."""
+    return [(name, "features." + name.split(".", 1)[1]) for name in net.state_dict()]
+
+
+def noise_regularization(noises: list[Tensor]) -> Tensor:
+    """Penalty on noise maps that correlate with their neighbours, down to 8x8 (Karras et al. 2020, appendix D)."""
+    loss = noises[0].new_zeros([])
+    for noise in noises:
+        while True:
+            loss = (
+                loss + (noise * noise.roll(1, dims=3)).mean().square() + (noise * noise.roll(1, dims=2)).mean().square()
+            )
+            if noise.shape[-1] <= 8:
+                break
+            noise = F.avg_pool2d(noise, 2) * 2  # the mean of four independent values has half their deviation
+    return loss
+
+
+def squared_norms(deltas: Tensor) -> Tensor:
+    """Sum of squares over all but the first axis, [B]."""
+    return deltas.flatten(1).square().sum(dim=1)
+
+
+def require_finite(value: Tensor, what: str) -> None:
+    """Raises NotFiniteError naming the images whose `value` [B, ...] is NaN or infinite."""
+    from .errors import NotFiniteError
+
+    bad = (~torch.isfinite(value.detach()).flatten(1).all(dim=1)).nonzero().flatten().tolist()
+    if bad:
+        raise NotFiniteError(f"{what} is not finite for image(s) {bad} of the batch. Check those inputs for NaN.")

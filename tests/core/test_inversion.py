@@ -1,0 +1,195 @@
+"""Inversion, modulations and the one renderer."""
+
+import dataclasses
+
+import pytest
+import torch
+from gan_inversion.core.alignment import CropTransform
+from gan_inversion.core.editing import Direction, Edit
+from gan_inversion.core.errors import CorruptFileError, GeneratorMismatchError, InvalidInputError
+from gan_inversion.core.generator import Generator, GeneratorConfig
+from gan_inversion.core.inversion import (
+    FeatureOffset,
+    FeatureOverride,
+    FeatureWarp,
+    Inversion,
+    PixelBlend,
+    ResidualTransfer,
+    WeightOffset,
+    render,
+)
+
+W_DIM = 16
+
+
+@pytest.fixture(scope="module")
+def generator():
+    torch.manual_seed(0)
+    return Generator(GeneratorConfig(32, (12, 12, 10, 8), W_DIM, W_DIM, 2)).eval().requires_grad_(False)
+
+
+@pytest.fixture
+def inversion(generator):
+    torch.manual_seed(1)
+    return Inversion(torch.rand(2, 3, 32, 32) * 2 - 1, torch.randn(2, generator.num_ws, W_DIM), generator)
+
+
+@pytest.fixture
+def edit():
+    torch.manual_seed(2)
+    return Edit.of(Direction("up", torch.randn(1, W_DIM)), 1.5, layers=(4, 8))
+
+
+def all_modulations(batch=2):
+    torch.manual_seed(3)
+    return (
+        WeightOffset(
+            {"b8.conv1.weight": 0.1 * torch.randn(batch, 12, 12, 3, 3), "b16.torgb.bias": torch.ones(batch, 3)}
+        ),
+        FeatureOffset(16, torch.randn(batch, 10, 16, 16), torch.rand(batch, 1, 16, 16)),
+        FeatureOverride(8, torch.randn(batch, 12, 8, 8), (torch.rand(batch, 1, 8, 8) > 0.5).float()),
+        FeatureWarp(32, 0.1 * torch.randn(batch, 2, 32, 32), torch.rand(batch, 1, 32, 32)),
+        ResidualTransfer(torch.rand(batch, 1, 32, 32), 0.5),
+        PixelBlend((torch.rand(batch, 1, 32, 32) > 0.7).float()),
+    )
+
+
+def test_plain_render_is_the_synthesis(generator, inversion):
+    torch.testing.assert_close(render(inversion), generator.synthesis(inversion.w_plus))
+
+
+def test_edit_moves_the_code_and_nothing_else(generator, inversion, edit):
+    before = {k: v.clone() for k, v in generator.state_dict().items()}
+    code = inversion.w_plus.clone()
+    expected = code.clone()
+    expected[:, 4:8] += 1.5 * edit.terms[0].direction.offset
+    torch.testing.assert_close(render(inversion, edit), generator.synthesis(expected))
+    assert torch.equal(inversion.w_plus, code)
+    assert all(torch.equal(v, generator.state_dict()[k]) for k, v in before.items())
+
+
+def test_style_space_edits_reach_their_layer(generator, inversion):
+    offset = torch.zeros(10)
+    offset[3] = 2.0
+    direction = Direction("channel", style={"b16.conv1": offset})
+    styles = generator.synthesis.styles(inversion.w_plus)
+    at = generator.synthesis.style_names.index("b16.conv1")
+    styles[at] = styles[at] + 0.5 * offset
+    expected = generator.synthesis(inversion.w_plus, styles=styles)
+    torch.testing.assert_close(render(inversion, Edit.of(direction, 0.5)), expected)
+
+
+def test_weight_offset_equals_a_tuned_generator(generator, inversion):
+    import copy
+
+    one = inversion[0]
+    offset = 0.2 * torch.randn(12, 12, 3, 3)
+    tuned = copy.deepcopy(generator)
+    tuned.synthesis.b8.conv1.weight += offset
+    modulated = one.with_modulation(WeightOffset({"b8.conv1.weight": offset[None]}))
+    torch.testing.assert_close(render(modulated), tuned.synthesis(one.w_plus))
+    torch.testing.assert_close(render(one), generator.synthesis(one.w_plus))
+
+
+def test_each_image_of_a_batch_has_its_own_weights(inversion, edit):
+    modulated = dataclasses.replace(inversion, modulations=all_modulations())
+    together = render(modulated, edit)
+    torch.testing.assert_close(together, torch.cat([render(modulated[i], edit) for i in range(2)]))
+    assert not torch.allclose(together, render(inversion, edit))
+
+
+def test_feature_offset_region_keeps_its_unedited_features(inversion, edit):
+    """With the region everywhere, an edit of the rows before the layer changes only RGB that was drawn before it."""
+    whole = torch.ones(2, 1, 16, 16)
+    modulated = inversion.with_modulation(FeatureOffset(16, torch.randn(2, 10, 16, 16), whole))
+    early = Edit.of(edit.terms[0].direction, 1.0, layers=(0, 4))
+    seen = []
+    hook = inversion.generator.synthesis.b32.conv0.register_forward_pre_hook(lambda m, args: seen.append(args[0]))
+    render(modulated)
+    render(modulated, early)
+    hook.remove()
+    torch.testing.assert_close(seen[-1], seen[0])
+
+
+def test_feature_override_replaces_only_the_outside(inversion):
+    inside = torch.zeros(2, 1, 8, 8)
+    inside[..., :4] = 1
+    features = torch.randn(2, 12, 8, 8)
+    seen = []
+    hook = inversion.generator.synthesis.b16.conv0.register_forward_pre_hook(lambda m, args: seen.append(args[0]))
+    render(inversion)
+    render(inversion.with_modulation(FeatureOverride(8, features, inside)))
+    hook.remove()
+    torch.testing.assert_close(seen[1][..., :4], seen[0][..., :4])
+    torch.testing.assert_close(seen[1][..., 4:], features[..., 4:])
+
+
+def test_warp_moves_features_the_right_way(inversion):
+    """A flow of +2/r in x samples one pixel to the right, so the picture moves left."""
+    flow = torch.zeros(2, 2, 32, 32)
+    flow[:, 0] = 2 / 32
+    x = torch.zeros(2, 1, 32, 32)
+    x[..., 16, 20] = 1
+    warp = FeatureWarp(32, flow, torch.ones(2, 1, 32, 32))
+    moved = warp.hooks(None).after_upconv[32](x)
+    assert moved[0, 0].flatten().argmax().item() in (16 * 32 + 19, 16 * 32 + 18)
+    still = FeatureWarp(32, flow, torch.zeros(2, 1, 32, 32)).hooks(None).after_upconv[32](x)
+    torch.testing.assert_close(still, x)
+
+
+def test_residual_makes_the_unedited_render_exact(inversion, edit):
+    modulated = inversion.with_modulation(ResidualTransfer(torch.ones(2, 1, 32, 32)))
+    torch.testing.assert_close(render(modulated), inversion.image, atol=1e-5, rtol=1e-5)
+    change = render(inversion, edit) - render(inversion)
+    torch.testing.assert_close(render(modulated, edit), inversion.image + change, atol=1e-4, rtol=1e-4)
+
+
+def test_blend_keeps_masked_pixels_bit_for_bit(inversion, edit):
+    mask = torch.zeros(2, 1, 32, 32)
+    mask[..., :10, :] = 1
+    image = render(inversion.with_modulation(PixelBlend(mask)), edit)
+    assert torch.equal(image[..., :10, :], inversion.image[..., :10, :])
+    torch.testing.assert_close(image[..., 10:, :], render(inversion, edit)[..., 10:, :])
+
+
+def test_saved_inversion_renders_identical_pixels(tmp_path, generator, inversion, edit):
+    crop = CropTransform.whole_square((40, 50), 32)
+    full = dataclasses.replace(inversion, modulations=all_modulations(), crops=(crop, None), info={"encoder": "e4e"})
+    path = full.save(tmp_path / "one.safetensors")
+    loaded = Inversion.load(path, generator)
+    assert torch.equal(render(loaded), render(full))
+    assert torch.equal(render(loaded, edit), render(full, edit))
+    assert loaded.crops == full.crops and loaded.info == full.info
+    assert [type(m) for m in loaded.modulations] == [type(m) for m in full.modulations]
+
+
+def test_load_names_the_other_generator(tmp_path, inversion):
+    path = inversion.save(tmp_path / "one.safetensors")
+    torch.manual_seed(9)
+    other = Generator(GeneratorConfig(32, (12, 12, 10, 8), W_DIM, W_DIM, 2))
+    with pytest.raises(GeneratorMismatchError, match="Load the generator the inversion was made with"):
+        Inversion.load(path, other)
+
+
+def test_load_refuses_other_files(tmp_path, generator):
+    from safetensors.torch import save_file
+
+    save_file({"a": torch.zeros(1)}, tmp_path / "weights.safetensors")
+    with pytest.raises(CorruptFileError, match="not a saved inversion"):
+        Inversion.load(tmp_path / "weights.safetensors", generator)
+    (tmp_path / "cut.safetensors").write_bytes(b"\x00" * 5)
+    with pytest.raises(CorruptFileError, match="cut.safetensors"):
+        Inversion.load(tmp_path / "cut.safetensors", generator)
+
+
+def test_wrong_shapes_are_named(generator):
+    with pytest.raises(InvalidInputError, match="w_plus"):
+        Inversion(torch.zeros(1, 3, 32, 32), torch.zeros(1, 18, 512), generator)
+    with pytest.raises(InvalidInputError, match="the generator's size"):
+        Inversion(torch.zeros(1, 3, 64, 64), torch.zeros(1, generator.num_ws, W_DIM), generator)
+
+
+def test_style_edit_for_another_width_is_named(inversion):
+    direction = Direction("channel", style={"b16.conv1": torch.zeros(512)})
+    with pytest.raises(GeneratorMismatchError, match=r"b16\.conv1 has 512 channels"):
+        render(inversion, Edit.of(direction))

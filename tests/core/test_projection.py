@@ -1,0 +1,98 @@
+"""Projection into W and W+ by optimisation."""
+
+import pytest
+import torch
+from gan_inversion.core.errors import InvalidInputError, NotFiniteError
+from gan_inversion.core.generator import Generator, GeneratorConfig
+from gan_inversion.core.inversion import render
+from gan_inversion.core.losses import multiscale_distance
+from gan_inversion.core.projection import ProjectionConfig, project
+
+
+@pytest.fixture(scope="module")
+def generator():
+    torch.manual_seed(0)
+    return Generator(GeneratorConfig(32, (12, 12, 10, 8), 16, 16, 2)).eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="module")
+def target(generator):
+    return generator(torch.randn(2, 16, generator=torch.Generator().manual_seed(5))).detach()
+
+
+def error(inversion, target):
+    return (render(inversion) - target).square().mean(dim=(1, 2, 3))
+
+
+def test_w_finds_a_generated_image(generator, target):
+    found = project(target, generator, ProjectionConfig(space="w", steps=120, learning_rate=0.1))
+    start = generator.synthesis(generator.broadcast(generator.estimate_w_avg(1000)[None]))
+    assert (error(found, target) < 0.35 * (start - target).square().mean(dim=(1, 2, 3))).all()
+    assert torch.equal(found.w_plus[:, :1].expand_as(found.w_plus), found.w_plus)
+
+
+def test_w_plus_comes_closer_than_w(generator):
+    torch.manual_seed(3)
+    mixed = generator.synthesis(torch.randn(1, generator.num_ws, 16))
+    results = [
+        project(mixed, generator, ProjectionConfig(space=s, steps=80, learning_rate=0.1)) for s in ("w", "w-plus")
+    ]
+    assert error(results[1], mixed) < error(results[0], mixed)
+
+
+def test_a_good_start_is_never_made_worse(generator, target):
+    z = torch.randn(2, 16, generator=torch.Generator().manual_seed(5))
+    start = generator.broadcast(generator.mapping(z))
+    found = project(target, generator, ProjectionConfig(steps=5), start=start)
+    assert (error(found, target) < 1e-6).all()
+
+
+def test_same_seed_same_code(generator, target):
+    config = ProjectionConfig(steps=6)
+    assert torch.equal(project(target, generator, config).w_plus, project(target, generator, config).w_plus)
+
+
+def test_works_inside_inference_mode_and_leaves_the_generator_alone(generator, target):
+    before = {k: v.clone() for k, v in generator.state_dict().items()}
+    with torch.inference_mode():
+        found = project(target, generator, ProjectionConfig(steps=3, optimise_noise=True))
+    assert not found.w_plus.requires_grad
+    assert all(torch.equal(v, generator.state_dict()[k]) for k, v in before.items())
+
+
+def test_progress_reports_and_can_stop(generator, target):
+    calls = []
+
+    class Stop(Exception):
+        pass
+
+    def progress(step, steps, preview):
+        calls.append((step, steps, preview is not None))
+        if step == 3:
+            raise Stop
+
+    with pytest.raises(Stop):
+        project(target, generator, ProjectionConfig(steps=50, preview_every=2), progress=progress)
+    assert calls == [(1, 50, True), (2, 50, False), (3, 50, True)]
+
+
+def test_nan_is_named(generator, target):
+    bad = target.clone()
+    bad[1, 0, 0, 0] = float("nan")
+    with pytest.raises(NotFiniteError, match=r"\[1\]"):
+        project(bad, generator, ProjectionConfig(steps=2))
+
+
+def test_wrong_input_is_named(generator):
+    with pytest.raises(InvalidInputError, match="32, 32"):
+        project(torch.zeros(1, 3, 64, 64), generator)
+    with pytest.raises(InvalidInputError, match="w-plus"):
+        ProjectionConfig(space="z")
+
+
+def test_multiscale_distance_sees_blur():
+    torch.manual_seed(0)
+    sharp = (torch.rand(1, 3, 32, 32) > 0.5).float() * 2 - 1
+    grey = torch.zeros_like(sharp)
+    assert multiscale_distance(sharp, sharp).item() == 0
+    assert multiscale_distance(grey, sharp) > 1.5 * (grey - sharp).abs().mean()

@@ -1,0 +1,62 @@
+"""Trainers learn, stop, and resume to the same weights."""
+
+import dataclasses
+
+import pytest
+import torch
+from gan_inversion.core.errors import InvalidInputError
+from gan_inversion.core.training import encoder as encoder_training
+from gan_inversion.core.training import generator as generator_training
+
+SMALL = generator_training.GeneratorTraining(
+    channels=(16, 16, 16, 8), w_dim=16, mapping_layers=2, stages=((16, 3), (32, 5)), batch=4, levels=2
+)
+
+
+def same(a, b):
+    return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+
+
+@pytest.mark.parametrize("stop_at", [2, 3, 5])
+def test_generator_resumes_to_the_same_weights(bank, tmp_path, stop_at):
+    straight = generator_training.train(bank, tmp_path / "straight", SMALL)
+    generator_training.train(bank, tmp_path / "stopped", SMALL, max_steps=stop_at)
+    resumed = generator_training.train(bank, tmp_path / "stopped", SMALL)
+    assert straight.resolution == 32
+    assert same(straight, resumed)
+
+
+def test_generator_learns_the_picture(bank, tmp_path):
+    settings = dataclasses.replace(SMALL, stages=((16, 120),), learning_rate=1e-2)
+    generator_training.train(bank, tmp_path / "a", settings)
+    rows = (tmp_path / "a" / "regression.csv").read_text().splitlines()
+    losses = [float(row.split(",")[2]) for row in rows[1:]]
+    assert losses[-1] < 0.6 * losses[0]
+
+
+def test_mapping_is_fitted_to_the_codes(bank, tmp_path):
+    settings = dataclasses.replace(SMALL, stages=((16, 2),))
+    generator = generator_training.train(bank, tmp_path / "a", settings)
+    _, embedding = generator_training.load_trained(tmp_path / "a", bank, settings)
+    worse = generator_training.fit_mapping(generator, embedding, bank, steps=20, batch=64)
+    better = generator_training.fit_mapping(generator, embedding, bank, steps=400, batch=64)
+    assert better < 0.8 * worse
+
+
+def test_encoder_resumes_to_the_same_weights(bank, tmp_path):
+    settings = dataclasses.replace(SMALL, channels=(16, 16, 16, 8, 8), stages=((64, 2),))
+    generator_training.train(bank, tmp_path / "g", settings)
+    generator, embedding = generator_training.load_trained(tmp_path / "g", bank, settings)
+    small = encoder_training.EncoderTraining(
+        stem=8, widths=(16, 32, 48, 64), units=(1, 1, 1, 1), style_channels=16, code_steps=3, image_steps=2, batch=2
+    )
+    straight = encoder_training.train(bank, generator, embedding, tmp_path / "one", small)
+    encoder_training.train(bank, generator, embedding, tmp_path / "two", small, max_steps=2)
+    resumed = encoder_training.train(bank, generator, embedding, tmp_path / "two", small)
+    assert same(straight, resumed)
+    assert straight(torch.zeros(1, 3, 64, 64)).shape == (1, generator.num_ws, 16)
+
+
+def test_missing_checkpoint_is_named(bank, tmp_path):
+    with pytest.raises(InvalidInputError, match=r"no checkpoint\.pt"):
+        generator_training.load_trained(tmp_path, bank, SMALL)
