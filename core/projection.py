@@ -41,7 +41,7 @@ class ProjectionConfig:
     distance_weight: float = 1.0
     mean_weight: float = 0.002  # pull towards the mean code, per squared spread; keeps codes editable
     spread_weight: float = 0.002  # pull of the rows of w_plus towards one another
-    optimise_noise: bool = False
+    optimise_noise: bool = False  # helps the code past unexplained texture; the maps found are dropped, as PTI does
     noise_weight: float = 1e5
     preview_every: int = 10
     samples: int = 1000  # of w, for its mean and spread

@@ -6,14 +6,19 @@ same people, older minus younger people, one unit of yaw. Strength 1 is one natu
 
 from __future__ import annotations
 
+import argparse
 import csv
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from ..directions import save_direction
 from ..editing import Direction
-from .generator import CodeEmbedding
+from ..fingerprint import fingerprint
+from .common import PORTRAITS_CREDIT, SaveModel, add_common_arguments, load_morphs
+from .generator import CodeEmbedding, GeneratorTraining, load_trained
 from .morphs import EXTRA_NAMES, MorphConfig, MorphModel
 
 
@@ -85,3 +90,16 @@ def portrait_directions(
         )
         for name, (code, limits, description) in codes.items()
     ]
+
+
+def main(argv: Sequence[str], save_model: SaveModel) -> Path:
+    """`gan-inversion train directions`: one safetensors file per direction of a generator run, into the folder --out."""
+    parser = argparse.ArgumentParser(prog="gan-inversion train directions", description=__doc__.split("\n")[0])
+    add_common_arguments(parser)
+    options = parser.parse_args(argv)
+    morphs = load_morphs(options.portraits, options.runs)
+    generator, embedding = load_trained(options.runs / "generator", morphs, GeneratorTraining())
+    for direction in portrait_directions(morphs, embedding, options.portraits, fingerprint(generator)):
+        path = options.out / f"portraits-{direction.name}.safetensors"
+        save_direction(path, direction, licence="CC-BY-4.0", note=PORTRAITS_CREDIT)
+    return options.out

@@ -1,0 +1,204 @@
+"""The one place that imports ComfyUI: where it is not running, the stand-in of the same shape takes its place.
+
+Everything nodes need of their host goes through here: schema classes, folders, devices, memory, progress, interrupt.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from ..core.errors import InvalidInputError
+from ..core.imaging import to_pil
+
+# ComfyUI imports these before any node pack; finding them merely on the path would not mean that it runs.
+RUNNING = {"folder_paths", "comfy.model_management", "comfy.utils"} <= sys.modules.keys()
+
+if TYPE_CHECKING or not RUNNING:
+    from .headless import stand_in as io
+    from .headless import stand_in as ui
+    from .headless.stand_in import ComfyExtension, ProgressBar
+else:
+    from comfy.utils import ProgressBar
+
+    try:
+        from comfy_api.v0_0_2 import ComfyExtension, io, ui
+    except ImportError as error:
+        raise ImportError("GAN Inversion needs ComfyUI 0.3.64 or newer: update ComfyUI.") from error
+
+_host: Any = importlib.import_module("comfy.model_management") if RUNNING else io
+_folders: Any = importlib.import_module("folder_paths") if RUNNING else io
+
+__all__ = ["RUNNING", "ComfyExtension", "io", "ui"]
+
+MODEL_FOLDER = "stylegan"
+MODEL_SUFFIXES = frozenset({".pt", ".pth", ".pkl", ".ckpt", ".safetensors", ".npy", ".npz", ".onnx"})
+IMAGE_UPLOAD = io.UploadType.image
+
+_PREVIEW_SIDE = 512  # pixels
+_has_advanced = "advanced" in inspect.signature(io.Int.Input.__init__).parameters
+# Keyword arguments of an expert's widget: newer editors fold these away.
+EXPERT: dict[str, Any] = {"advanced": True} if _has_advanced else {}
+
+
+def schema(*, search_aliases: Sequence[str] = (), **fields: Any) -> io.Schema:
+    """A node's schema; synonyms for the search box are left out where the host does not know them."""
+    if "search_aliases" in inspect.signature(io.Schema).parameters:
+        fields["search_aliases"] = list(search_aliases)
+    return io.Schema(**fields)
+
+
+def input_directory() -> Path:
+    """Where the user's pictures lie."""
+    return Path(_folders.get_input_directory())
+
+
+def output_directory() -> Path:
+    """Where results go."""
+    return Path(_folders.get_output_directory())
+
+
+def temp_directory() -> Path:
+    """Where previews go."""
+    return Path(_folders.get_temp_directory())
+
+
+def save_path(prefix: str, suffix: str) -> Path:
+    """A new numbered file in the output folder; the prefix may name a subfolder and hold %date% style fields.
+
+    Raises InvalidInputError for a prefix that leads out of the output folder.
+    """
+    root = output_directory().resolve()
+    target = (root / prefix).resolve()
+    if root not in target.parents:
+        raise InvalidInputError(f"filename_prefix {prefix!r} leads outside the output folder {root}: choose a plain "
+        "name.")
+    folder, name, number, _, _ = _folders.get_save_image_path(prefix, str(root))
+    return Path(folder) / f"{name}_{number:05}_{suffix}"
+
+
+def register_model_folder() -> None:
+    """Makes ComfyUI's model folder "stylegan" ours too, keeping what the user or other packs put there."""
+    from ..model_registry import catalogue
+
+    if RUNNING:
+        default = os.path.join(_folders.models_dir, MODEL_FOLDER)
+        _folders.add_model_folder_path(MODEL_FOLDER, default)
+        places, suffixes = _folders.folder_names_and_paths[MODEL_FOLDER]
+        # A copy: packs often hand over a set that belongs to core.
+        _folders.folder_names_and_paths[MODEL_FOLDER] = (places, set(suffixes) | MODEL_SUFFIXES)
+        catalogue.register_model_dir(None, _model_folders)
+
+
+def _model_folders() -> list[str]:
+    return list(_folders.get_folder_paths(MODEL_FOLDER))
+
+
+def device() -> torch.device:
+    """Where networks run."""
+    return _host.get_torch_device()
+
+
+def intermediate_device() -> torch.device:
+    """Where values between nodes lie."""
+    return _host.intermediate_device()
+
+
+def check_interrupt() -> None:
+    """Raises the host's own exception when the user asked to stop."""
+    _host.throw_exception_if_processing_interrupted()
+
+
+class Progress:
+    """A progress bar that stops at an interrupt; called with (done, total or None, preview [1, 3, H, W] or None)."""
+
+    def __init__(self, total: int | None) -> None:
+        self.total = total
+        self._bar = ProgressBar(total or 1)
+        self._percent = -1
+
+    def __call__(self, value: int, total: int | None = None, preview: Tensor | None = None) -> None:
+        check_interrupt()
+        total = total or self.total
+        if total is None:
+            return
+        # Older hosts send every update to the browser: one for each percent is enough.
+        percent = 100 * value // total
+        if percent == self._percent and preview is None:
+            return
+        self._percent = percent
+        picture = None if preview is None else ("JPEG", to_pil(preview[:1])[0], _PREVIEW_SIDE)
+        self._bar.update_absolute(value, total, picture)
+
+
+def progress(total: int | None = None) -> Progress:
+    """A progress bar on the running node; None where each call tells the total, as downloads do."""
+    return Progress(total)
+
+
+@dataclass(frozen=True)
+class Network:
+    """A module that the host may move between devices; ComfyUI frees its memory when others need it."""
+
+    module: nn.Module
+    patcher: Any = field(default=None, repr=False)
+
+    @staticmethod
+    def of(module: nn.Module) -> Network:
+        """Registers a module with the host."""
+        if not RUNNING:
+            return Network(module)
+        patching: Any = importlib.import_module("comfy.model_patcher")
+        make = getattr(patching, "CoreModelPatcher", patching.ModelPatcher)
+        return Network(module, make(module, load_device=device(), offload_device=_host.unet_offload_device()))
+
+
+def load_models(networks: Iterable[Network], memory: int = 0) -> torch.device:
+    """Brings networks to the device they run on and returns it; `memory` is what their activations need, in bytes."""
+    networks = list(networks)
+    # Weights moved in inference mode could never take part in an optimisation.
+    with torch.inference_mode(False):
+        if RUNNING:
+            # Plain modules have no casting layers, so they cannot be loaded in part.
+            _host.load_models_gpu([n.patcher for n in networks], memory_required=memory, force_full_load=True)
+        else:
+            for network in networks:
+                network.module.to(device())
+    return device()
+
+
+@contextmanager
+def optimising() -> Iterator[None]:
+    """Leaves the inference mode that the host runs nodes in, so that gradients flow."""
+    with torch.inference_mode(False), torch.enable_grad():
+        yield
+
+
+def in_chunks(
+    function: Callable[[Tensor], Tensor], batch: Tensor, size: int, report: Progress, done: int = 0
+) -> Tensor:
+    """function(batch) in chunks of `size` rows, smaller ones when memory runs out, on the intermediate device."""
+    results: list[Tensor] = []
+    start = 0
+    while start < len(batch):
+        part = batch[start : start + size]
+        try:
+            results.append(function(part).to(intermediate_device()))
+        except torch.cuda.OutOfMemoryError:
+            if len(part) == 1:
+                raise
+            size = len(part) // 2
+            continue
+        start += len(part)
+        report(done + start)
+    return torch.cat(results)

@@ -1,0 +1,106 @@
+"""What the loading nodes offer: catalogue entries by id, and files of the model folders by name."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Iterator
+from pathlib import Path
+
+from ..core.errors import InvalidInputError, ModelNotFoundError
+from ..model_registry import catalogue
+from ..model_registry.catalogue import BundledSource, CatalogueEntry, ManualSource
+
+WEIGHT_SUFFIXES = frozenset({".pt", ".pth", ".pkl", ".ckpt", ".safetensors"})
+DIRECTION_SUFFIXES = frozenset({".pt", ".pth", ".npy", ".npz", ".safetensors"})
+NO_MODEL = "none found"
+
+_FORMATS = {"rosinality", "nvidia-torch-pickle", "nvidia-tensorflow-pickle", "psp-checkpoint", "safetensors"}
+_ARCHITECTURES = {"generator": {"stylegan2"}, "encoder": {"e4e", "psp", "restyle-e4e", "restyle-psp"}}
+_NOT_DIRECTIONS = {"styleclip-global"}
+_DIRECTION_BYTES = 64 * 2**20  # no direction file is larger; weights are
+
+
+def choices(kind: str) -> list[str]:
+    """Names a loader of this kind ("generator", "encoder", "direction") offers: bundled, catalogue, files.
+
+    Reads folder listings only: no file is opened and no network touched.
+    """
+    entries = [entry for entry in catalogue.load_catalogue() if entry.kind == kind and _usable(entry)]
+    bundled = [entry.id for entry in entries if isinstance(entry.source, BundledSource)]
+    fetched = [e.id for e in entries if not isinstance(e.source, (BundledSource, ManualSource)) or _is_there(e)]
+    return [*bundled, *(i for i in fetched if i not in bundled), *_files(kind)] or [NO_MODEL]
+
+
+def resolve(name: str, kind: str) -> str | Path:
+    """A catalogue id as it is, a file's name as its path.
+
+    Raises ModelNotFoundError naming both places; InvalidInputError for a name that leads out of the model folders.
+    """
+    for folder in catalogue.model_dirs(kind):
+        # By name only: users link their models from other disks.
+        path = Path(os.path.normpath(folder / name))
+        if folder not in path.parents:
+            raise InvalidInputError(f"{name!r} leads outside the model folder {folder}: choose a file inside it.")
+        if path.is_file():
+            return path
+    if any(entry.id == name for entry in catalogue.load_catalogue()):
+        return name
+    folders = ", ".join(map(str, catalogue.model_dirs(kind)))
+    if name == NO_MODEL:
+        raise ModelNotFoundError(f"There is no {kind} to load. Put a file into one of {folders}.")
+    raise ModelNotFoundError(f"{name!r} is no catalogue id and no file in {folders}. Choose one from the list.")
+
+
+def check(name: str, kind: str) -> bool | str:
+    """True, or why this name cannot be loaded: for `validate_inputs`."""
+    try:
+        resolve(name, kind)
+    except (InvalidInputError, ModelNotFoundError) as error:
+        return str(error)
+    return True
+
+
+def file_fingerprint(path: Path) -> str:
+    """Changes when the file does."""
+    found = path.stat()
+    return f"{path} {found.st_size} {found.st_mtime_ns}"
+
+
+def fingerprint(name: str, kind: str) -> str:
+    """Changes when the file behind a name does: for `fingerprint_inputs`."""
+    try:
+        found = resolve(name, kind)
+    except (InvalidInputError, ModelNotFoundError):
+        return name
+    return file_fingerprint(found) if isinstance(found, Path) else name
+
+
+def _usable(entry: CatalogueEntry) -> bool:
+    if entry.kind == "direction":
+        return entry.architecture not in _NOT_DIRECTIONS
+    known = isinstance(entry.source, BundledSource) or entry.format in _FORMATS
+    return known and entry.architecture in _ARCHITECTURES[entry.kind]
+
+
+def _is_there(entry: CatalogueEntry) -> bool:
+    return any((folder / entry.file_name).is_file() for folder in catalogue.model_dirs(entry.kind))
+
+
+def _files(kind: str) -> list[str]:
+    directions = kind == "direction"
+    suffixes = DIRECTION_SUFFIXES if directions else WEIGHT_SUFFIXES
+    largest = _DIRECTION_BYTES if directions else None
+    found = [name for folder in catalogue.model_dirs(kind) for name in files_below(folder, suffixes, largest)]
+    return list(dict.fromkeys(found))
+
+
+def files_below(folder: Path, suffixes: Collection[str], largest: int | None = None) -> Iterator[str]:
+    """Names, relative to the folder and with "/" in them, of its files; hidden ones are left out."""
+    for place, folders, files in os.walk(folder, followlinks=True):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for file in sorted(files):
+            path = Path(place, file)
+            if file.startswith(".") or path.suffix.lower() not in suffixes or not path.is_file():
+                continue
+            if largest is None or path.stat().st_size <= largest:
+                yield path.relative_to(folder).as_posix()

@@ -1,0 +1,186 @@
+"""Align Face: photographs -> the square crops StyleGAN was trained on, and how to get back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..core.alignment import CropTransform, align, footprint_mask
+from ..core.errors import InvalidInputError
+from ..core.faces import Face, detect_faces, face_from_bounding_box, face_from_landmarks, select_face
+from ..model_registry import catalogue, hub
+from ._comfy import EXPERT, check_interrupt, io, progress, schema
+from ._types import (
+    BoundingBoxSocket,
+    CropSocket,
+    CropsWire,
+    FaceLandmarksSocket,
+    GeneratorSocket,
+    GeneratorWire,
+    mask_out,
+    to_comfy,
+    to_core,
+)
+
+_YUNET = "yunet"
+_CHOICES = ["largest", "left", "right", "centre", "index"]
+_SOCKET_ONLY = {"forceInput": True}  # newer editors would draw a widget for these types
+
+
+class GANInversionAlignFace(io.ComfyNode):
+    """Cuts aligned faces out of photographs."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """Schema."""
+        return schema(
+            node_id="GANInversionAlignFace",
+            display_name="Align Face",
+            category="GAN Inversion/photo",
+            description=(
+                "Finds a face in each photograph and cuts out the upright square that StyleGAN was trained on (the "
+                "FFHQ crop). Paste Back puts the edited crop into the photograph again. A photograph without a face "
+                "gives its centre square, is named in the report, and is left as it is by Paste Back."
+            ),
+            search_aliases=["face align", "ffhq crop", "face crop", "face detection"],
+            inputs=[
+                io.Image.Input("image", tooltip="Photographs of any size; an alpha channel is left out."),
+                io.Combo.Input(
+                    "choose", options=_CHOICES, default="largest", optional=True,
+                    tooltip="Which face to take where there are several: the largest, the one nearest the left or "
+                    "right edge or the middle of all faces, or by number from left to right.",
+                ),
+                io.Int.Input(
+                    "index", default=0, min=0, max=99, optional=True,
+                    tooltip="Number of the face in the chosen order, 0 is the first. For example choose 'left' and 1: "
+                    "the second face from the left.",
+                ),
+                io.Combo.Input(
+                    "detector", options=["auto", "yunet", "cascade"], default="auto", optional=True,
+                    tooltip="yunet is the better detector (0.2 MB, downloaded at first use, needs OpenCV); cascade "
+                    "works without any download; auto takes yunet where its file is present. Ignored when landmarks or "
+                    "boxes are connected.",
+                ),
+                io.Int.Input(
+                    "size", default=1024, min=32, max=2048, step=8, optional=True,
+                    tooltip="Side of the aligned picture in pixels. A connected generator's own size is used instead.",
+                ),
+                GeneratorSocket.Input(
+                    "generator", optional=True,
+                    tooltip="The aligned picture gets this generator's size. Saves resampling twice.",
+                ),
+                FaceLandmarksSocket.Input(
+                    "face_landmarks", optional=True, extra_dict=_SOCKET_ONLY,
+                    tooltip="Landmarks found by another node (ComfyUI's MediaPipe landmarker), used in place of a "
+                    "detector.",
+                ),
+                BoundingBoxSocket.Input(
+                    "bounding_box", optional=True, extra_dict=_SOCKET_ONLY,
+                    tooltip="Face boxes found by another node, used in place of a detector; our landmark net finds the "
+                    "eyes and the mouth inside.",
+                ),
+                io.Float.Input(
+                    "mask_feather", default=0.08, min=0.0, max=0.5, step=0.01, optional=True, **EXPERT,
+                    tooltip="Soft edge of the mask output, as a part of the crop's side. 0 is a hard square.",
+                ),
+            ],
+            outputs=[
+                io.Image.Output(display_name="aligned", tooltip="Aligned squares, one for each photograph."),
+                CropSocket.Output(display_name="crop", tooltip="Where each square was cut, for Encode and Paste Back."),
+                io.Mask.Output(
+                    display_name="footprint",
+                    tooltip="The squares in the photographs, soft-edged; empty without a face.",
+                ),
+                io.String.Output(
+                    display_name="report",
+                    tooltip="What was found in each photograph, and by which detector.",
+                ),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls, image: Tensor, choose: str = "largest", index: int = 0, detector: str = "auto", size: int = 1024,
+        generator: GeneratorWire | None = None, face_landmarks: Any = None, bounding_box: Any = None,
+        mask_feather: float = 0.08,
+    ) -> io.NodeOutput:
+        """One aligned square for each photograph."""
+        photos = to_core(image)
+        frame = (photos.shape[2], photos.shape[3])
+        side = size if generator is None else generator.generator.resolution
+        find = _finder(len(photos), detector, face_landmarks, bounding_box)
+        report = progress(len(photos))
+        aligned: list[Tensor] = []
+        masks: list[Tensor] = []
+        crops: list[CropTransform | None] = []
+        lines: list[str] = []
+        for number, photo in enumerate(photos.split(1)):
+            faces = find(number, photo)
+            face = select_face(faces, choose, index)
+            crop = None if face is None else face.crop_transform(frame, side)
+            aligned.append(align(photo, crop or CropTransform.whole_square(frame, side)))
+            masks.append(torch.zeros(1, 1, *frame) if crop is None else footprint_mask(crop, feather=mask_feather))
+            crops.append(crop)
+            lines.append(f"Image {number + 1} of {len(photos)}: {_words(faces, face, crop, index)}")
+            report(number + 1)
+        if detector == "auto" and face_landmarks is None and bounding_box is None and _yunet_file() is None:
+            lines.append("The detector yunet finds more faces: choose it once to download its file (0.2 MB).")
+        return io.NodeOutput(
+            to_comfy(torch.cat(aligned)), CropsWire(tuple(crops)), mask_out(torch.cat(masks)), "\n".join(lines)
+        )
+
+
+def _finder(count: int, detector: str, face_landmarks: Any, bounding_box: Any) -> Any:
+    """A function (index of the photograph, photograph [1, 3, H, W]) -> faces."""
+    if face_landmarks is not None:
+        given = face_landmarks.get("frames") if isinstance(face_landmarks, dict) else face_landmarks
+        frames = _per_image(given, count, "face_landmarks")
+        return lambda number, _: [face_from_landmarks(face["landmarks_xy"]) for face in frames[number]]
+    if bounding_box is not None:
+        boxes = _per_image(bounding_box, count, "bounding_box")
+        return lambda number, photo: _in_boxes(photo, boxes[number])
+    if detector == "yunet":
+        yunet = hub.fetch(_YUNET, progress=progress(), check_interrupt=check_interrupt)
+    else:
+        yunet = _yunet_file()
+    return lambda _, photo: detect_faces(photo, detector, yunet_path=yunet)[0]
+
+
+def _in_boxes(photo: Tensor, boxes: Sequence[dict[str, float]]) -> list[Face]:
+    sides = [(box["x"], box["y"], box["width"], box["height"]) for box in boxes]
+    found = [face_from_bounding_box(photo, box) for box in sides]
+    return [face for face in found if face is not None]
+
+
+def _per_image(given: Any, count: int, name: str) -> list[list[dict[str, Any]]]:
+    """ComfyUI's boxes and landmarks come as one, as a list for one image, or as a list of lists: one list per image."""
+    if isinstance(given, dict):
+        given = [[given]]
+    elif isinstance(given, (list, tuple)) and all(isinstance(one, dict) for one in given):
+        given = [list(given)] if count == 1 else [[one] for one in given]
+    lists = isinstance(given, (list, tuple)) and all(isinstance(one, (list, tuple)) for one in given)
+    if lists and len(given) in (1, count):
+        return [list(one) for one in (given if len(given) == count else list(given) * count)]
+    found = f"a list of {len(given)}" if isinstance(given, (list, tuple)) else type(given).__name__
+    raise InvalidInputError(f"Input {name!r} is {found}: expected faces for {count} image(s), found on the same "
+    "pictures.")
+
+
+def _yunet_file() -> Path | None:
+    path, problem = catalogue.locate(catalogue.find(_YUNET))
+    return path if problem is None else None
+
+
+def _words(faces: Sequence[Face], face: Face | None, crop: CropTransform | None, index: int) -> str:
+    if face is None or crop is None:
+        found = f"no face number {index}, only {len(faces)}" if faces else "no face found"
+        return f"{found}, passed through"
+    x, y = face.centre
+    return (
+        f"face at ({x:.0f}, {y:.0f}), 1 of {len(faces)}, found by {face.detector}, crop {crop.side:.0f} px wide, "
+        f"turned {crop.angle:+.1f} degrees"
+    )

@@ -1,0 +1,289 @@
+"""The few nodes of ComfyUI itself that workflows with this package need, for running them without ComfyUI.
+
+Same ids, inputs, outputs and meaning as ComfyUI's own (version 0.33.0), written anew from their behaviour.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, ImageSequence, UnidentifiedImageError
+from PIL.PngImagePlugin import PngInfo
+from torch import Tensor
+
+from ...core.errors import CorruptFileError, InvalidInputError
+from .. import _comfy
+from .._comfy import io
+
+_NO_ALPHA = (64, 64)  # size of the empty mask that comes with an opaque picture
+_SAVE_COMPRESSION, _PREVIEW_COMPRESSION = 4, 1
+_IMAGE_TYPES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
+_COLOURS = ["red", "green", "blue"]
+
+
+def _pictures() -> list[str]:
+    folder = Path(_comfy.input_directory())
+    if not folder.is_dir():
+        return []
+    return sorted(p.name for p in folder.iterdir() if p.suffix.lower() in _IMAGE_TYPES and p.is_file())
+
+
+def _picture_file(name: str) -> Path:
+    """File of an input picture; a name may carry ComfyUI's suffix " [input]", " [output]" or " [temp]"."""
+    folders = {"input": _comfy.input_directory, "output": _comfy.output_directory, "temp": _comfy.temp_directory}
+    match = re.fullmatch(r"(.*) \[(input|output|temp)\]", name)
+    plain, kind = (match[1], match[2]) if match else (name, "input")
+    folder = Path(folders[kind]()).resolve()
+    path = (folder / plain).resolve()
+    if folder not in path.parents:
+        raise InvalidInputError(
+            f"{name}: lies outside the {kind} folder {folder}. Put the picture there, or name another folder with --input-dir."
+        )
+    return path
+
+
+def _check_picture(name: str) -> bool | str:
+    try:
+        path = _picture_file(name)
+    except InvalidInputError as error:
+        return str(error)
+    return (
+        True
+        if path.is_file()
+        else f"{path} does not exist, expected a picture in that folder (--input-dir names another one)."
+    )
+
+
+def _open(name: str) -> Image.Image:
+    path = _picture_file(name)
+    try:
+        picture = Image.open(path)
+        picture.load()
+    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise CorruptFileError(
+            f"{path}: not a readable picture ({error}). Expected PNG, JPEG, WebP or the like."
+        ) from error
+    return picture
+
+
+def _digest(name: str) -> str:
+    return hashlib.sha256(_picture_file(name).read_bytes()).hexdigest()
+
+
+def _channel(picture: Image.Image, band: str) -> Tensor:
+    return torch.from_numpy(np.asarray(picture.getchannel(band), dtype=np.float32) / 255.0)
+
+
+class LoadImage(io.ComfyNode):
+    """A picture file as IMAGE, its transparency as MASK."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """Schema."""
+        return io.Schema(
+            node_id="LoadImage",
+            display_name="Load Image",
+            category="image",
+            inputs=[io.Combo.Input("image", options=_pictures(), upload=_comfy.IMAGE_UPLOAD, tooltip="Picture file.")],
+            outputs=[io.Image.Output(display_name="IMAGE"), io.Mask.Output(display_name="MASK")],
+        )
+
+    @classmethod
+    def execute(cls, image: str) -> io.NodeOutput:
+        """RGB [N, H, W, 3] and 1 - alpha [N, H, W]; N is the number of frames of an animation."""
+        picture = _open(image)
+        frames: list[Tensor] = []
+        masks: list[Tensor] = []
+        size = None
+        for raw in ImageSequence.Iterator(picture):
+            frame = ImageOps.exif_transpose(raw)
+            if frame.mode == "I":
+                frame = frame.point(lambda value: value * (1 / 255))
+            colours = frame.convert("RGB")
+            size = size or colours.size
+            if colours.size != size:
+                continue
+            frames.append(torch.from_numpy(np.asarray(colours, dtype=np.float32) / 255.0))
+            if frame.mode == "P" and "transparency" in frame.info:
+                frame = frame.convert("RGBA")
+            masks.append(1.0 - _channel(frame, "A") if "A" in frame.getbands() else torch.zeros(_NO_ALPHA))
+            if picture.format == "MPO":  # its further pictures are other views, not frames
+                break
+        return io.NodeOutput(torch.stack(frames), torch.stack(masks))
+
+    @classmethod
+    def fingerprint_inputs(cls, image: str) -> str:
+        """The file's content."""
+        return _digest(image)
+
+    @classmethod
+    def validate_inputs(cls, image: str) -> bool | str:
+        """Whether the file is there."""
+        return _check_picture(image)
+
+
+class LoadImageMask(io.ComfyNode):
+    """One channel of a picture file as MASK."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """Schema."""
+        return io.Schema(
+            node_id="LoadImageMask",
+            display_name="Load Image (as Mask)",
+            category="mask",
+            inputs=[
+                io.Combo.Input("image", options=_pictures(), upload=_comfy.IMAGE_UPLOAD, tooltip="Picture file."),
+                io.Combo.Input("channel", options=["alpha", "red", "green", "blue"], tooltip="Channel to read."),
+            ],
+            outputs=[io.Mask.Output(display_name="MASK")],
+        )
+
+    @classmethod
+    def execute(cls, image: str, channel: str) -> io.NodeOutput:
+        """[N, H, W]; alpha is inverted, so that transparent means selected."""
+        colours, mask = LoadImage.execute(image).result
+        return io.NodeOutput(mask if channel == "alpha" else colours[..., _COLOURS.index(channel)].clone())
+
+    @classmethod
+    def fingerprint_inputs(cls, image: str, channel: str) -> str:
+        """The file's content."""
+        return _digest(image)
+
+    @classmethod
+    def validate_inputs(cls, image: str) -> bool | str:
+        """Whether the file is there."""
+        return _check_picture(image)
+
+
+def _save(images: Tensor, prefix: str, kind: str, compression: int, workflow: Any) -> list[dict[str, str]]:
+    """Writes PNG files `prefix_00001_.png`, ...; the prefix may name a subfolder and hold %width%, %year%, ..."""
+    root = Path(_comfy.output_directory() if kind == "output" else _comfy.temp_directory()).resolve()
+    height, width = images.shape[1:3]
+    stem = _filled_in(prefix, int(width), int(height))
+    target = (root / stem).resolve()
+    if root not in target.parents:
+        raise InvalidInputError(
+            f"filename_prefix {prefix!r} leads outside the {kind} folder {root}: choose a plain name."
+        )
+    target.parent.mkdir(parents=True, exist_ok=True)
+    pattern = re.compile(re.escape(target.name) + r"_(\d+)_?\.png")
+    taken = [int(m[1]) for p in target.parent.iterdir() if (m := pattern.fullmatch(p.name))]
+    first = max(taken, default=0) + 1
+    info = PngInfo()
+    if workflow is not None:
+        info.add_text("prompt", json.dumps(workflow))
+    subfolder = target.parent.relative_to(root).as_posix()
+    saved = []
+    for index, image in enumerate(images):
+        name = f"{target.name.replace('%batch_num%', str(index))}_{first + index:05}_.png"
+        pixels = (image.float().cpu().numpy() * 255.0).clip(0, 255).astype(np.uint8)
+        Image.fromarray(pixels).save(target.parent / name, pnginfo=info, compress_level=compression)
+        saved.append({"filename": name, "subfolder": "" if subfolder == "." else subfolder, "type": kind})
+    return saved
+
+
+def _filled_in(prefix: str, width: int, height: int) -> str:
+    now = time.localtime()
+    values = {"width": str(width), "height": str(height)}
+    for name, code in (
+        ("year", "%Y"),
+        ("month", "%m"),
+        ("day", "%d"),
+        ("hour", "%H"),
+        ("minute", "%M"),
+        ("second", "%S"),
+    ):
+        values[name] = time.strftime(code, now)
+    for name, value in values.items():
+        prefix = prefix.replace(f"%{name}%", value)
+    return prefix
+
+
+class SaveImage(io.ComfyNode):
+    """Writes pictures to the output folder."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """Schema."""
+        return io.Schema(
+            node_id="SaveImage",
+            display_name="Save Image",
+            category="image",
+            inputs=[
+                io.Image.Input("images", tooltip="Pictures to save."),
+                io.String.Input("filename_prefix", default="ComfyUI", tooltip="Start of the file names."),
+            ],
+            hidden=[io.Hidden.prompt],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(cls, images: Tensor, filename_prefix: str = "ComfyUI") -> io.NodeOutput:
+        """Numbered PNG files with the workflow in their metadata, as ComfyUI reads it back."""
+        saved = _save(images, filename_prefix, "output", _SAVE_COMPRESSION, cls.hidden.prompt)
+        return io.NodeOutput(ui={"images": saved})
+
+
+class PreviewImage(io.ComfyNode):
+    """Writes pictures to the temporary folder."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """Schema."""
+        return io.Schema(
+            node_id="PreviewImage",
+            display_name="Preview Image",
+            category="image",
+            inputs=[io.Image.Input("images", tooltip="Pictures to show.")],
+            hidden=[io.Hidden.prompt],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(cls, images: Tensor) -> io.NodeOutput:
+        """PNG files in the temporary folder."""
+        return io.NodeOutput(ui={"images": _save(images, "preview", "temp", _PREVIEW_COMPRESSION, cls.hidden.prompt)})
+
+
+class PreviewAny(io.ComfyNode):
+    """Any value as text."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """Schema."""
+        return io.Schema(
+            node_id="PreviewAny",
+            display_name="Preview as Text",
+            category="utils",
+            inputs=[io.AnyType.Input("source", tooltip="Value to show.")],
+            outputs=[io.String.Output(display_name="STRING")],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(cls, source: Any = None) -> io.NodeOutput:
+        """Text as it is, plain data as JSON, the rest in Python's words."""
+        if isinstance(source, str):
+            text = source
+        else:
+            try:
+                text = str(source) if isinstance(source, (bool, int, float)) or source is None else json.dumps(source)
+            except (TypeError, ValueError):
+                text = str(source)
+        return io.NodeOutput(text, ui={"text": (text,)})
+
+
+def core_nodes() -> dict[str, type[Any]]:
+    """Node id -> class, those of `core_masks` included."""
+    from . import core_masks
+
+    classes = (LoadImage, LoadImageMask, SaveImage, PreviewImage, PreviewAny, *core_masks.NODES)
+    return {cls.define_schema().node_id: cls for cls in classes}

@@ -1,0 +1,121 @@
+"""Paste Back: the edited crop into the photograph it was cut from, at full size."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..core.alignment import CropTransform, footprint_mask, paste_back
+from ..core.blending import blend, match_mask
+from ..core.imaging import resize_antialiased
+from ._comfy import io, progress, schema
+from ._types import CropSocket, CropsWire, channels_first, channels_last, common_batch, item, mask_out, painted
+
+_CROP, _PHOTO = "crop", "photo"
+
+
+class GANInversionPasteBack(io.ComfyNode):
+    """Puts crops back."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """Schema."""
+        return schema(
+            node_id="GANInversionPasteBack",
+            display_name="Paste Back",
+            category="GAN Inversion/photo",
+            description=(
+                "Puts an edited crop back into its photograph, turned and scaled as it was cut, with a soft edge. "
+                "Pixels outside stay exactly as they are. With 'unedited' connected only the change is added, so the "
+                "photograph keeps its own detail. Photographs in which Align Face found no face are passed through."
+            ),
+            search_aliases=["uncrop", "stitch", "inverse align", "composite face"],
+            inputs=[
+                io.Image.Input(
+                    "photo", tooltip="The photographs that went into Align Face; an alpha channel is left out."
+                ),
+                io.Image.Input("edited", tooltip="Edited crops, such as Render's first output; any size."),
+                CropSocket.Input("crop", tooltip="From the Align Face that cut them."),
+                io.Image.Input(
+                    "unedited", optional=True,
+                    tooltip="The crops before the edit as the generator draws them (Render's second output): only the "
+                    "difference is added. Leave it out to paste the generator's pixels themselves.",
+                ),
+                io.Mask.Input(
+                    "mask", optional=True,
+                    tooltip="Where the edit may show, 1 is there. Any size; one mask serves a whole batch.",
+                ),
+                io.Float.Input(
+                    "feather", default=0.08, min=0.0, max=0.5, step=0.01, optional=True,
+                    tooltip="Width of the soft edge as a part of the crop's side. 0 is a hard square, 0.05 to 0.15 is "
+                    "useful.",
+                ),
+                io.Combo.Input(
+                    "mask_on", options=[_CROP, _PHOTO], default=_CROP, optional=True,
+                    tooltip="Which picture the mask was painted on: the aligned crop or the whole photograph.",
+                ),
+            ],
+            outputs=[
+                io.Image.Output(
+                    display_name="image", tooltip="The photographs with the edit in them, in their own size."
+                ),
+                io.Mask.Output(display_name="mask", tooltip="Where the photographs may have changed, and how much."),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls, photo: Tensor, edited: Tensor, crop: CropsWire, unedited: Tensor | None = None, mask: Tensor | None = None,
+        feather: float = 0.08, mask_on: str = _CROP,
+    ) -> io.NodeOutput:
+        """Pastes in ComfyUI's own range, so that untouched pixels keep their bits."""
+        photos, crops = channels_first(photo, "photo"), channels_first(edited, "edited")
+        before = None if unedited is None else channels_first(unedited, "unedited")
+        region = painted(mask)
+        region = None if region is None else region.reshape(-1, *region.shape[-2:])
+        sizes = {"photo": len(photos), "edited": len(crops), "crop": len(crop.crops)}
+        if before is not None:
+            sizes["unedited"] = len(before)
+            if before.shape[-2:] != crops.shape[-2:]:
+                before = resize_antialiased(before, (crops.shape[2], crops.shape[3]))
+        if region is not None:
+            sizes["mask"] = len(region)
+        batch = common_batch(**sizes)
+        report = progress(batch)
+        pictures: list[Tensor] = []
+        masks: list[Tensor] = []
+        for index in range(batch):
+            picture = item(photos, index)
+            transform = crop.crops[index if len(crop.crops) > 1 else 0]
+            if transform is None:
+                pictures.append(picture)
+                masks.append(torch.zeros_like(picture[:, :1]))
+            else:
+                selected = None if region is None else item(region, index)
+                original = None if before is None else item(before, index)
+                pasted, weight = _pasted(picture, item(crops, index), transform, selected, mask_on, feather, original)
+                pictures.append(pasted)
+                masks.append(weight)
+            report(index + 1)
+        return io.NodeOutput(channels_last(torch.cat(pictures)), mask_out(torch.cat(masks)))
+
+
+def _pasted(
+    photo: Tensor, crop: Tensor, transform: CropTransform, mask: Tensor | None, mask_on: str, feather: float,
+    original: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """(photograph with the crop in it, mask of where) of one image, in 0..1."""
+    in_crop = in_photo = None
+    if mask is not None and mask_on == _CROP:
+        in_crop = match_mask(mask, (crop.shape[2], crop.shape[3]))
+    elif mask is not None:
+        in_photo = match_mask(mask, (photo.shape[2], photo.shape[3])).to(photo)
+    pasted = paste_back(
+        photo, crop, transform, in_crop, feather=feather, original_crop=original, value_range=(0.0, 1.0)
+    )
+    weight = footprint_mask(transform, in_crop, feather=feather, device=photo.device)
+    if in_photo is not None:
+        # Outside the crop nothing is mixed: even equal pixels would lose their last bits.
+        pasted = blend(photo, pasted, in_photo * (weight > 0))
+        weight = weight * in_photo
+    return pasted, weight
