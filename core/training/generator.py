@@ -55,6 +55,7 @@ class GeneratorTraining:
     batch: int = 16
     learning_rate: float = 1.5e-2
     final_learning_rate: float = 0.05  # fraction of learning_rate at the end of a stage
+    embedding_steps: int | None = None  # fix the embedding, and so W, after so many steps: an encoder can start then
     ema_decay: float = 0.998
     levels: int = 3  # of the L1 pyramid
     edges: float = 1.0  # weight of L1 on neighbour differences: plain L1 is content with soft eyes and hair
@@ -152,7 +153,9 @@ def train(
         while step < total:
             rate = settings.learning_rate * cosine(step, total, warmup=100, low=settings.final_learning_rate)
             for group in optimiser.param_groups:
-                group["lr"] = rate * group["scale"]
+                group["lr"] = rate
+            if settings.embedding_steps is not None and done >= settings.embedding_steps:
+                optimiser.param_groups[1]["lr"] = 0.0
             codes = morphs.draw_codes(settings.batch, step_generator(settings.seed, done)).to(device)
             target = morphs.render(codes, resolution).contiguous(memory_format=torch.channels_last)
             image = model.synthesis(model.broadcast(embedding(codes)), noise="none")
@@ -272,10 +275,7 @@ def _stage_generator(settings: GeneratorTraining, stage: int) -> Generator:
 
 
 def _optimiser(model: Generator, embedding: CodeEmbedding, settings: GeneratorTraining) -> torch.optim.Adam:
-    groups = [
-        {"params": list(model.synthesis.parameters()), "scale": 1.0},
-        {"params": list(embedding.parameters()), "scale": 1.0},
-    ]
+    groups = [{"params": list(model.synthesis.parameters())}, {"params": list(embedding.parameters())}]
     return torch.optim.Adam(groups, lr=settings.learning_rate, betas=(0.9, 0.99))
 
 
