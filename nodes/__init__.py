@@ -22,7 +22,9 @@ def all_nodes() -> dict[str, type[Any]]:
     for name in MODULES:
         module = importlib.import_module(f".{name}", __name__)
         # A node's id is the name of its class; base classes and errors are imported from elsewhere.
-        nodes.update({k: v for k, v in vars(module).items() if k.startswith(_PREFIX) and v.__module__ == module.__name__})
+        nodes.update(
+            {k: v for k, v in vars(module).items() if k.startswith(_PREFIX) and v.__module__ == module.__name__}
+        )
     return nodes
 
 

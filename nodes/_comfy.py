@@ -81,8 +81,9 @@ def save_path(prefix: str, suffix: str) -> Path:
     root = output_directory().resolve()
     target = (root / prefix).resolve()
     if root not in target.parents:
-        raise InvalidInputError(f"filename_prefix {prefix!r} leads outside the output folder {root}: choose a plain "
-        "name.")
+        raise InvalidInputError(
+            f"filename_prefix {prefix!r} leads outside the output folder {root}: choose a plain name."
+        )
     folder, name, number, _, _ = _folders.get_save_image_path(prefix, str(root))
     return Path(folder) / f"{name}_{number:05}_{suffix}"
 

@@ -19,7 +19,11 @@ _ASPECT_TOLERANCE = 0.02
 
 
 def draw(
-    inversion: Inversion, generator: GeneratorWire, edit: Edit | None, report: Progress, noise: str = "const",
+    inversion: Inversion,
+    generator: GeneratorWire,
+    edit: Edit | None,
+    report: Progress,
+    noise: str = "const",
     done: int = 0,
 ) -> Tensor:
     """Renders image by image, so that memory does not grow with the batch: [B, 3, R, R] in [-1, 1]."""

@@ -50,41 +50,67 @@ class GANInversionAlignFace(io.ComfyNode):
             inputs=[
                 io.Image.Input("image", tooltip="Photographs of any size; an alpha channel is left out."),
                 io.Combo.Input(
-                    "choose", options=_CHOICES, default="largest", optional=True,
+                    "choose",
+                    options=_CHOICES,
+                    default="largest",
+                    optional=True,
                     tooltip="Which face to take where there are several: the largest, the one nearest the left or "
                     "right edge or the middle of all faces, or by number from left to right.",
                 ),
                 io.Int.Input(
-                    "index", default=0, min=0, max=99, optional=True,
+                    "index",
+                    default=0,
+                    min=0,
+                    max=99,
+                    optional=True,
                     tooltip="Number of the face in the chosen order, 0 is the first. For example choose 'left' and 1: "
                     "the second face from the left.",
                 ),
                 io.Combo.Input(
-                    "detector", options=["auto", "yunet", "cascade"], default="auto", optional=True,
+                    "detector",
+                    options=["auto", "yunet", "cascade"],
+                    default="auto",
+                    optional=True,
                     tooltip="yunet is the better detector (0.2 MB, downloaded at first use, needs OpenCV); cascade "
                     "works without any download; auto takes yunet where its file is present. Ignored when landmarks or "
                     "boxes are connected.",
                 ),
                 io.Int.Input(
-                    "size", default=1024, min=32, max=2048, step=8, optional=True,
+                    "size",
+                    default=1024,
+                    min=32,
+                    max=2048,
+                    step=8,
+                    optional=True,
                     tooltip="Side of the aligned picture in pixels. A connected generator's own size is used instead.",
                 ),
                 GeneratorSocket.Input(
-                    "generator", optional=True,
+                    "generator",
+                    optional=True,
                     tooltip="The aligned picture gets this generator's size. Saves resampling twice.",
                 ),
                 FaceLandmarksSocket.Input(
-                    "face_landmarks", optional=True, extra_dict=_SOCKET_ONLY,
+                    "face_landmarks",
+                    optional=True,
+                    extra_dict=_SOCKET_ONLY,
                     tooltip="Landmarks found by another node (ComfyUI's MediaPipe landmarker), used in place of a "
                     "detector.",
                 ),
                 BoundingBoxSocket.Input(
-                    "bounding_box", optional=True, extra_dict=_SOCKET_ONLY,
+                    "bounding_box",
+                    optional=True,
+                    extra_dict=_SOCKET_ONLY,
                     tooltip="Face boxes found by another node, used in place of a detector; our landmark net finds the "
                     "eyes and the mouth inside.",
                 ),
                 io.Float.Input(
-                    "mask_feather", default=0.08, min=0.0, max=0.5, step=0.01, optional=True, **EXPERT,
+                    "mask_feather",
+                    default=0.08,
+                    min=0.0,
+                    max=0.5,
+                    step=0.01,
+                    optional=True,
+                    **EXPERT,
                     tooltip="Soft edge of the mask output, as a part of the crop's side. 0 is a hard square.",
                 ),
             ],
@@ -104,8 +130,15 @@ class GANInversionAlignFace(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, image: Tensor, choose: str = "largest", index: int = 0, detector: str = "auto", size: int = 1024,
-        generator: GeneratorWire | None = None, face_landmarks: Any = None, bounding_box: Any = None,
+        cls,
+        image: Tensor,
+        choose: str = "largest",
+        index: int = 0,
+        detector: str = "auto",
+        size: int = 1024,
+        generator: GeneratorWire | None = None,
+        face_landmarks: Any = None,
+        bounding_box: Any = None,
         mask_feather: float = 0.08,
     ) -> io.NodeOutput:
         """One aligned square for each photograph."""
@@ -166,8 +199,9 @@ def _per_image(given: Any, count: int, name: str) -> list[list[dict[str, Any]]]:
     if lists and len(given) in (1, count):
         return [list(one) for one in (given if len(given) == count else list(given) * count)]
     found = f"a list of {len(given)}" if isinstance(given, (list, tuple)) else type(given).__name__
-    raise InvalidInputError(f"Input {name!r} is {found}: expected faces for {count} image(s), found on the same "
-    "pictures.")
+    raise InvalidInputError(
+        f"Input {name!r} is {found}: expected faces for {count} image(s), found on the same pictures."
+    )
 
 
 def _yunet_file() -> Path | None:

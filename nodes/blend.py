@@ -33,16 +33,26 @@ class GANInversionBlend(io.ComfyNode):
                 io.Image.Input("image", tooltip="The picture to bring in; resized to the source where sizes differ."),
                 io.Mask.Input("mask", tooltip="Any size; 1 is selected. One mask serves a whole batch."),
                 io.Float.Input(
-                    "feather", default=8.0, min=0.0, max=256.0, step=1.0, optional=True,
+                    "feather",
+                    default=8.0,
+                    min=0.0,
+                    max=256.0,
+                    step=1.0,
+                    optional=True,
                     tooltip="Width of the soft edge in pixels of the source. 0 is a hard edge; 5 to 30 is useful.",
                 ),
                 io.Combo.Input(
-                    "mode", options=[_TAKE, _KEEP], default=_TAKE, optional=True,
+                    "mode",
+                    options=[_TAKE, _KEEP],
+                    default=_TAKE,
+                    optional=True,
                     tooltip="What the mask selects: the part that comes from the image, or the part of the source to "
                     "protect (a hat, a hand).",
                 ),
                 io.Boolean.Input(
-                    "grow", default=False, optional=True,
+                    "grow",
+                    default=False,
+                    optional=True,
                     tooltip="Widen the mask by the feather first, so that all of what was selected stays fully "
                     "selected.",
                 ),
@@ -50,7 +60,10 @@ class GANInversionBlend(io.ComfyNode):
                     "painted_mask", optional=True, tooltip="A second mask, such as one painted by hand, merged in."
                 ),
                 io.Combo.Input(
-                    "merge", options=list(MERGE_MODES), default="union", optional=True,
+                    "merge",
+                    options=list(MERGE_MODES),
+                    default="union",
+                    optional=True,
                     tooltip="How the painted mask changes the first: union adds, intersect keeps the overlap, replace "
                     "takes its place, subtract removes.",
                 ),
@@ -63,8 +76,15 @@ class GANInversionBlend(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, source: Tensor, image: Tensor, mask: Tensor, feather: float = 8.0, mode: str = _TAKE, grow: bool = False,
-        painted_mask: Tensor | None = None, merge: str = "union",
+        cls,
+        source: Tensor,
+        image: Tensor,
+        mask: Tensor,
+        feather: float = 8.0,
+        mode: str = _TAKE,
+        grow: bool = False,
+        painted_mask: Tensor | None = None,
+        merge: str = "union",
     ) -> io.NodeOutput:
         """Blends in ComfyUI's own range, so that untouched pixels keep their bits."""
         base, new = channels_first(source, "source"), channels_first(image, "image")

@@ -34,30 +34,58 @@ class GANInversionDirectionSweep(io.ComfyNode):
                 InversionSocket.Input("inversion", tooltip="One or more pictures; each gets rows of its own."),
                 DirectionSocket.Input("direction", tooltip="One column for each of its strengths."),
                 io.Int.Input(
-                    "steps", default=5, min=2, max=64, optional=True,
+                    "steps",
+                    default=5,
+                    min=2,
+                    max=64,
+                    optional=True,
                     tooltip="Number of strengths; time grows in proportion, times the second direction's.",
                 ),
                 io.Combo.Input(
-                    "range", options=[_OWN, _CUSTOM], default=_OWN, optional=True,
+                    "range",
+                    options=[_OWN, _CUSTOM],
+                    default=_OWN,
+                    optional=True,
                     tooltip="Strengths between which the direction stays natural, or those given below.",
                 ),
                 io.Float.Input(
-                    "low", default=-2.0, min=-20.0, max=20.0, step=0.1, round=0.001, optional=True,
+                    "low",
+                    default=-2.0,
+                    min=-20.0,
+                    max=20.0,
+                    step=0.1,
+                    round=0.001,
+                    optional=True,
                     tooltip="First strength, with a range from low to high.",
                 ),
                 io.Float.Input(
-                    "high", default=2.0, min=-20.0, max=20.0, step=0.1, round=0.001, optional=True,
+                    "high",
+                    default=2.0,
+                    min=-20.0,
+                    max=20.0,
+                    step=0.1,
+                    round=0.001,
+                    optional=True,
                     tooltip="Last strength, with a range from low to high.",
                 ),
                 DirectionSocket.Input(
                     "second_direction", optional=True, tooltip="One row for each of its strengths, in its own range."
                 ),
                 io.Int.Input(
-                    "second_steps", default=3, min=2, max=16, optional=True,
+                    "second_steps",
+                    default=3,
+                    min=2,
+                    max=16,
+                    optional=True,
                     tooltip="Number of strengths of the second direction.",
                 ),
                 io.Int.Input(
-                    "cell", default=256, min=64, max=1024, step=8, optional=True,
+                    "cell",
+                    default=256,
+                    min=64,
+                    max=1024,
+                    step=8,
+                    optional=True,
                     tooltip="Width of one picture of the grid in pixels.",
                 ),
             ],
@@ -70,8 +98,16 @@ class GANInversionDirectionSweep(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, inversion: InversionWire, direction: Direction, steps: int = 5, range: str = _OWN, low: float = -2.0,
-        high: float = 2.0, second_direction: Direction | None = None, second_steps: int = 3, cell: int = 256,
+        cls,
+        inversion: InversionWire,
+        direction: Direction,
+        steps: int = 5,
+        range: str = _OWN,
+        low: float = -2.0,
+        high: float = 2.0,
+        second_direction: Direction | None = None,
+        second_steps: int = 3,
+        cell: int = 256,
     ) -> io.NodeOutput:
         """Grid, frames and labels."""
         if range == _CUSTOM and low == high:
@@ -80,9 +116,15 @@ class GANInversionDirectionSweep(io.ComfyNode):
         wire = inversion.generator
         device = load_models([wire.network], wire.activation_bytes)
         grid = sweep(
-            inversion.inversion.to(device), direction, _spaced(limits, steps), second_direction=second_direction,
+            inversion.inversion.to(device),
+            direction,
+            _spaced(limits, steps),
+            second_direction=second_direction,
             second_strengths=() if second_direction is None else _spaced(second_direction.limits, second_steps),
-            edit=inversion.edit, chunk=1, dtype=wire.dtype_on(device), on_progress=progress(),
+            edit=inversion.edit,
+            chunk=1,
+            dtype=wire.dtype_on(device),
+            on_progress=progress(),
         )
         labels = f"Columns: {', '.join(grid.column_labels)}\nRows: {', '.join(grid.row_labels)}"
         return io.NodeOutput(to_comfy(from_pil(grid.draw(cell))), to_comfy(grid.images), labels)

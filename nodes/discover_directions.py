@@ -33,30 +33,47 @@ class GANInversionDiscoverDirections(io.ComfyNode):
             inputs=[
                 GeneratorSocket.Input("generator", tooltip="From Load StyleGAN."),
                 io.Combo.Input(
-                    "method", options=[_SEFA, _PCA, _PAIRS, _SETS], default=_SEFA, optional=True,
+                    "method",
+                    options=[_SEFA, _PCA, _PAIRS, _SETS],
+                    default=_SEFA,
+                    optional=True,
                     tooltip="SeFa and PCA need nothing else and take seconds. 'from pairs' and 'from two sets' need "
                     "the two inversions below.",
                 ),
                 io.Int.Input(
-                    "index", default=0, min=0, max=511, optional=True,
+                    "index",
+                    default=0,
+                    min=0,
+                    max=511,
+                    optional=True,
                     tooltip="Which direction of SeFa or PCA, strongest first. The first 10 to 20 usually mean "
                     "something.",
                 ),
                 io.Int.Input(
-                    "first_layer", default=0, min=0, max=17, optional=True,
+                    "first_layer",
+                    default=0,
+                    min=0,
+                    max=17,
+                    optional=True,
                     tooltip="First layer the direction edits: 0 to 3 are pose and shape, the middle ones features, the "
                     "last ones colours. SeFa analyses only these layers.",
                 ),
                 io.Int.Input(
-                    "last_layer", default=-1, min=-1, max=17, optional=True,
+                    "last_layer",
+                    default=-1,
+                    min=-1,
+                    max=17,
+                    optional=True,
                     tooltip="Last layer the direction edits, itself included; -1 is the generator's last one.",
                 ),
                 InversionSocket.Input(
-                    "without", optional=True,
+                    "without",
+                    optional=True,
                     tooltip="Pictures without the attribute (neutral faces), from Encode or Project.",
                 ),
                 InversionSocket.Input(
-                    "with_attribute", optional=True,
+                    "with_attribute",
+                    optional=True,
                     tooltip="Pictures with the attribute (smiling faces). For pairs: the same people in the same "
                     "order.",
                 ),
@@ -64,12 +81,24 @@ class GANInversionDiscoverDirections(io.ComfyNode):
                     "name", default="", optional=True, tooltip="What to call the direction; empty names it itself."
                 ),
                 io.Int.Input(
-                    "samples", default=10000, min=100, max=200000, step=100, optional=True, **EXPERT,
+                    "samples",
+                    default=10000,
+                    min=100,
+                    max=200000,
+                    step=100,
+                    optional=True,
+                    **EXPERT,
                     tooltip="PCA only: random codes to analyse. 10,000 take a second; fewer than 1,000 give noisy "
                     "directions.",
                 ),
                 io.Int.Input(
-                    "seed", default=0, min=0, max=2**63 - 1, control_after_generate=False, optional=True, **EXPERT,
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=2**63 - 1,
+                    control_after_generate=False,
+                    optional=True,
+                    **EXPERT,
                     tooltip="PCA only: of the random codes.",
                 ),
             ],
@@ -81,9 +110,17 @@ class GANInversionDiscoverDirections(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, generator: GeneratorWire, method: str = _SEFA, index: int = 0, first_layer: int = 0, last_layer: int = -1,
-        without: InversionWire | None = None, with_attribute: InversionWire | None = None, name: str = "",
-        samples: int = 10000, seed: int = 0,
+        cls,
+        generator: GeneratorWire,
+        method: str = _SEFA,
+        index: int = 0,
+        first_layer: int = 0,
+        last_layer: int = -1,
+        without: InversionWire | None = None,
+        with_attribute: InversionWire | None = None,
+        name: str = "",
+        samples: int = 10000,
+        seed: int = 0,
     ) -> io.NodeOutput:
         """One direction."""
         network = generator.generator
@@ -95,8 +132,9 @@ class GANInversionDiscoverDirections(io.ComfyNode):
             direction = pca_of_w(network, index + 1, samples, seed, layers=layers)[index]
         else:
             if without is None or with_attribute is None:
-                raise InvalidInputError(f"Method {method!r} needs the inputs 'without' and 'with_attribute': connect "
-                "both.")
+                raise InvalidInputError(
+                    f"Method {method!r} needs the inputs 'without' and 'with_attribute': connect both."
+                )
             a, b = without.inversion.w_plus, with_attribute.inversion.w_plus
             make = direction_from_pairs if method == _PAIRS else direction_from_sets
             direction = make(a, b, name or "discovered", layers=layers, generator=network)

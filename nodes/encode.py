@@ -45,11 +45,16 @@ class GANInversionEncode(io.ComfyNode):
                 EncoderSocket.Input("encoder", tooltip="From Load Encoder; trained for this generator."),
                 GeneratorSocket.Input("generator", tooltip="From Load StyleGAN."),
                 CropSocket.Input(
-                    "crop", optional=True,
+                    "crop",
+                    optional=True,
                     tooltip="From Align Face: kept with the inversion, and saved with it for Paste Back.",
                 ),
                 io.Int.Input(
-                    "iterations", default=5, min=1, max=20, optional=True,
+                    "iterations",
+                    default=5,
+                    min=1,
+                    max=20,
+                    optional=True,
                     tooltip="Passes of a ReStyle encoder: 5 is usual, more brings little and takes longer in "
                     "proportion. Encoders of other kinds make one pass.",
                 ),
@@ -64,7 +69,11 @@ class GANInversionEncode(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, image: Tensor, encoder: EncoderWire, generator: GeneratorWire, crop: CropsWire | None = None,
+        cls,
+        image: Tensor,
+        encoder: EncoderWire,
+        generator: GeneratorWire,
+        crop: CropsWire | None = None,
         iterations: int = 5,
     ) -> io.NodeOutput:
         """Codes and reconstructions of a batch."""

@@ -31,17 +31,23 @@ class GANInversionLoadDirection(io.ComfyNode):
             search_aliases=["interfacegan", "ganspace", "sefa", "smile", "age", "latent direction", "face edit"],
             inputs=[
                 io.Combo.Input(
-                    "direction", options=_models.choices("direction"),
+                    "direction",
+                    options=_models.choices("direction"),
                     tooltip="Bundled directions first, then catalogue ones (a few kB to 6 MB), then your own files in "
                     "models/stylegan. A direction only fits the generator it was made for.",
                 ),
                 io.String.Input(
-                    "component", default="", optional=True,
+                    "component",
+                    default="",
+                    optional=True,
                     tooltip="Which direction of a file that holds several: a number from 0 (principal components) or a "
                     "name such as smile, pose or age. Empty is the only or the first one.",
                 ),
                 io.Boolean.Input(
-                    "absolute", default=False, optional=True, **EXPERT,
+                    "absolute",
+                    default=False,
+                    optional=True,
+                    **EXPERT,
                     tooltip="Principal components only: strength is the place to reach, in standard deviations, and "
                     "not a step from where the photograph is. e4e applies its GANSpace edits so.",
                 ),

@@ -28,7 +28,8 @@ class GANInversionLoadEncoder(io.ComfyNode):
             search_aliases=["e4e", "psp", "restyle", "inversion", "encoder"],
             inputs=[
                 io.Combo.Input(
-                    "model", options=_models.choices("encoder"),
+                    "model",
+                    options=_models.choices("encoder"),
                     tooltip="Bundled models first, then catalogue models (downloaded once, about 1.2 GB each), then "
                     "your own files in models/stylegan. e4e codes are the easiest to edit, ReStyle is closer to the "
                     "photograph.",

@@ -33,7 +33,8 @@ class GANInversionLoadInversion(io.ComfyNode):
             search_aliases=["load latent", "load code", "import inversion"],
             inputs=[
                 io.Combo.Input(
-                    "file", options=_choices(),
+                    "file",
+                    options=_choices(),
                     tooltip="Files of the output folder; those of the input folder are marked [input].",
                 ),
                 GeneratorSocket.Input("generator", tooltip="The generator the inversion was made with."),
@@ -83,6 +84,7 @@ def _path(file: str) -> Path:
     if Path(os.path.normpath(folder)) not in path.parents:
         raise InvalidInputError(f"{file!r} leads outside the folder {folder}: choose a file inside it.")
     if not path.is_file():
-        raise ModelNotFoundError(f"{path}: no such inversion file. Save one with Save Inversion, or choose one from "
-        "the list.")
+        raise ModelNotFoundError(
+            f"{path}: no such inversion file. Save one with Save Inversion, or choose one from the list."
+        )
     return path

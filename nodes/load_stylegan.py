@@ -31,12 +31,16 @@ class GANInversionLoadStyleGAN(io.ComfyNode):
             search_aliases=["stylegan2", "gan", "ffhq", "generator", "load generator"],
             inputs=[
                 io.Combo.Input(
-                    "model", options=_models.choices("generator"),
+                    "model",
+                    options=_models.choices("generator"),
                     tooltip="Bundled models first, then catalogue models (downloaded once, up to 400 MB), then your "
                     "own files in models/stylegan.",
                 ),
                 io.Combo.Input(
-                    "dtype", options=list(_DTYPES), default="auto", optional=True,
+                    "dtype",
+                    options=list(_DTYPES),
+                    default="auto",
+                    optional=True,
                     tooltip="Number format of the convolutions on a GPU. auto is fp32, the exact one; fp16 and bf16 "
                     "take half the memory and are faster, with small differences in the picture. A CPU always uses "
                     "fp32.",

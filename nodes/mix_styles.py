@@ -33,16 +33,30 @@ class GANInversionMixStyles(io.ComfyNode):
                     "style", tooltip="The code that gives the chosen layers; one serves a whole batch."
                 ),
                 io.Int.Input(
-                    "first_layer", default=8, min=0, max=17, optional=True,
+                    "first_layer",
+                    default=8,
+                    min=0,
+                    max=17,
+                    optional=True,
                     tooltip="First layer to take from the style: 0 pose and shape, 4 to 7 features, 8 and above "
                     "colours.",
                 ),
                 io.Int.Input(
-                    "last_layer", default=-1, min=-1, max=17, optional=True,
+                    "last_layer",
+                    default=-1,
+                    min=-1,
+                    max=17,
+                    optional=True,
                     tooltip="Last layer to take, itself included; -1 is the generator's last one.",
                 ),
                 io.Float.Input(
-                    "amount", default=1.0, min=0.0, max=1.0, step=0.05, round=0.001, optional=True,
+                    "amount",
+                    default=1.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.05,
+                    round=0.001,
+                    optional=True,
                     tooltip="1 takes the layers whole, 0.5 is half way, 0 changes nothing.",
                 ),
             ],
@@ -56,7 +70,11 @@ class GANInversionMixStyles(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, inversion: InversionWire, style: InversionWire, first_layer: int = 8, last_layer: int = -1,
+        cls,
+        inversion: InversionWire,
+        style: InversionWire,
+        first_layer: int = 8,
+        last_layer: int = -1,
         amount: float = 1.0,
     ) -> io.NodeOutput:
         """Codes mixed row by row; what refining nodes added belongs to the old pictures and is left out."""

@@ -37,21 +37,31 @@ class GANInversionPasteBack(io.ComfyNode):
                 io.Image.Input("edited", tooltip="Edited crops, such as Render's first output; any size."),
                 CropSocket.Input("crop", tooltip="From the Align Face that cut them."),
                 io.Image.Input(
-                    "unedited", optional=True,
+                    "unedited",
+                    optional=True,
                     tooltip="The crops before the edit as the generator draws them (Render's second output): only the "
                     "difference is added. Leave it out to paste the generator's pixels themselves.",
                 ),
                 io.Mask.Input(
-                    "mask", optional=True,
+                    "mask",
+                    optional=True,
                     tooltip="Where the edit may show, 1 is there. Any size; one mask serves a whole batch.",
                 ),
                 io.Float.Input(
-                    "feather", default=0.08, min=0.0, max=0.5, step=0.01, optional=True,
+                    "feather",
+                    default=0.08,
+                    min=0.0,
+                    max=0.5,
+                    step=0.01,
+                    optional=True,
                     tooltip="Width of the soft edge as a part of the crop's side. 0 is a hard square, 0.05 to 0.15 is "
                     "useful.",
                 ),
                 io.Combo.Input(
-                    "mask_on", options=[_CROP, _PHOTO], default=_CROP, optional=True,
+                    "mask_on",
+                    options=[_CROP, _PHOTO],
+                    default=_CROP,
+                    optional=True,
                     tooltip="Which picture the mask was painted on: the aligned crop or the whole photograph.",
                 ),
             ],
@@ -65,8 +75,14 @@ class GANInversionPasteBack(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, photo: Tensor, edited: Tensor, crop: CropsWire, unedited: Tensor | None = None, mask: Tensor | None = None,
-        feather: float = 0.08, mask_on: str = _CROP,
+        cls,
+        photo: Tensor,
+        edited: Tensor,
+        crop: CropsWire,
+        unedited: Tensor | None = None,
+        mask: Tensor | None = None,
+        feather: float = 0.08,
+        mask_on: str = _CROP,
     ) -> io.NodeOutput:
         """Pastes in ComfyUI's own range, so that untouched pixels keep their bits."""
         photos, crops = channels_first(photo, "photo"), channels_first(edited, "edited")
@@ -101,7 +117,12 @@ class GANInversionPasteBack(io.ComfyNode):
 
 
 def _pasted(
-    photo: Tensor, crop: Tensor, transform: CropTransform, mask: Tensor | None, mask_on: str, feather: float,
+    photo: Tensor,
+    crop: Tensor,
+    transform: CropTransform,
+    mask: Tensor | None,
+    mask_on: str,
+    feather: float,
     original: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """(photograph with the crop in it, mask of where) of one image, in 0..1."""

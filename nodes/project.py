@@ -53,33 +53,59 @@ class GANInversionProject(io.ComfyNode):
                 io.Image.Input("image", tooltip="Aligned squares, as Align Face gives them; any size."),
                 GeneratorSocket.Input("generator", tooltip="From Load StyleGAN; it is not changed."),
                 io.Combo.Input(
-                    "space", options=list(_SPACES), default="W+", optional=True,
+                    "space",
+                    options=list(_SPACES),
+                    default="W+",
+                    optional=True,
                     tooltip="W+ has one code for each layer and comes closer to the photograph; W has one for all and "
                     "edits better.",
                 ),
                 io.Int.Input(
-                    "steps", default=200, min=1, max=5000, optional=True,
+                    "steps",
+                    default=200,
+                    min=1,
+                    max=5000,
+                    optional=True,
                     tooltip="Optimisation steps. 100 to 500 is useful; time grows in proportion.",
                 ),
                 InversionSocket.Input(
-                    "start", optional=True,
+                    "start",
+                    optional=True,
                     tooltip="An inversion to begin from, such as Encode's: fewer steps are needed then.",
                 ),
                 CropSocket.Input(
                     "crop", optional=True, tooltip="From Align Face: kept with the inversion for Paste Back."
                 ),
                 io.Int.Input(
-                    "seed", default=0, min=0, max=2**63 - 1, control_after_generate=True, optional=True,
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=2**63 - 1,
+                    control_after_generate=True,
+                    optional=True,
                     tooltip="Of the small random moves that help to find a good code. Has no effect on a start from an "
                     "inversion.",
                 ),
                 io.Float.Input(
-                    "learning_rate", default=0.05, min=0.001, max=1.0, step=0.001, round=0.001, optional=True, **EXPERT,
+                    "learning_rate",
+                    default=0.05,
+                    min=0.001,
+                    max=1.0,
+                    step=0.001,
+                    round=0.001,
+                    optional=True,
+                    **EXPERT,
                     tooltip="Size of a step, in units of the spread of codes. 0.02 to 0.1 is useful; higher is faster "
                     "and rougher.",
                 ),
                 io.Float.Input(
-                    "pull_to_average", default=0.002, min=0.0, max=1.0, step=0.001, round=0.0001, optional=True,
+                    "pull_to_average",
+                    default=0.002,
+                    min=0.0,
+                    max=1.0,
+                    step=0.001,
+                    round=0.0001,
+                    optional=True,
                     **EXPERT,
                     tooltip="Keeps codes near the average one, so that they stay editable: 0 is closest to the "
                     "photograph, above 0.02 likeness suffers.",
@@ -95,8 +121,15 @@ class GANInversionProject(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, image: Tensor, generator: GeneratorWire, space: str = "W+", steps: int = 200,
-        start: InversionWire | None = None, crop: CropsWire | None = None, seed: int = 0, learning_rate: float = 0.05,
+        cls,
+        image: Tensor,
+        generator: GeneratorWire,
+        space: str = "W+",
+        steps: int = 200,
+        start: InversionWire | None = None,
+        crop: CropsWire | None = None,
+        seed: int = 0,
+        learning_rate: float = 0.05,
         pull_to_average: float = 0.002,
     ) -> io.NodeOutput:
         """One optimisation after another, so that memory does not grow with the batch."""
@@ -106,8 +139,9 @@ class GANInversionProject(io.ComfyNode):
         if start is not None:
             check_same_generator(start.generator, generator, "Inputs 'start' and 'generator'")
             if common_batch(image=count, start=len(start.inversion)) != count:
-                raise InvalidInputError(f"Input 'start' holds {len(start.inversion)} inversions, input 'image' {count} "
-                "image.")
+                raise InvalidInputError(
+                    f"Input 'start' holds {len(start.inversion)} inversions, input 'image' {count} image."
+                )
         config = ProjectionConfig(
             space=_SPACES[space], steps=steps, learning_rate=learning_rate, mean_weight=pull_to_average, seed=seed
         )

@@ -25,7 +25,11 @@ class GANInversionRender(io.ComfyNode):
             inputs=[
                 InversionSocket.Input("inversion", tooltip="From Apply Direction, Encode, Project or Sample."),
                 io.Combo.Input(
-                    "noise", options=["const", "none"], default="const", optional=True, **EXPERT,
+                    "noise",
+                    options=["const", "none"],
+                    default="const",
+                    optional=True,
+                    **EXPERT,
                     tooltip="Fine texture such as pores and single hairs: const is the generator's stored noise, none "
                     "leaves it out and looks smoother.",
                 ),

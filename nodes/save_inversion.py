@@ -25,7 +25,9 @@ class GANInversionSaveInversion(io.ComfyNode):
             inputs=[
                 InversionSocket.Input("inversion", tooltip="From Encode, Project or a refining node."),
                 io.String.Input(
-                    "filename_prefix", default="inversions/inversion", optional=True,
+                    "filename_prefix",
+                    default="inversions/inversion",
+                    optional=True,
                     tooltip="Start of the file name; may name a subfolder of the output folder. A 1024 px portrait "
                     "takes 13 MB.",
                 ),

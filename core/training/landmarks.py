@@ -4,10 +4,12 @@ Data: Face Research Lab London Set and Young Adult White Faces (DeBruine & Jones
 Loss: distance of all 68 points and of the five alignment points, in eye distances, and a face score.
 """
 
+import argparse
 import json
 import logging
 import time
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -16,15 +18,10 @@ from safetensors.torch import save_file
 
 from ..errors import InvalidInputError
 from ..landmarks import LandmarkNet
+from .common import PORTRAITS_CREDIT, SaveModel, keep_freed_memory
 from .landmark_samples import FIVE_GROUPS, LandmarkTrainingConfig, build_pool, sample_batch
 
 logger = logging.getLogger(__name__)
-
-_CREDIT = (
-    "Trained on: DeBruine, L. & Jones, B. (2017), Face Research Lab London Set, figshare, "
-    "doi 10.6084/m9.figshare.5047666; DeBruine, L. & Jones, B. (2017), Young Adult White Faces with Manipulated "
-    "Versions, figshare, doi 10.6084/m9.figshare.4220517; CC BY 4.0; changes: resized, warped, averaged."
-)
 
 
 def train(
@@ -85,7 +82,7 @@ def train(
                         "average": average, "step": step + 1}, checkpoint)  # fmt: skip
     tensors = {name: value.half() if value.is_floating_point() else value for name, value in average.items()}
     out.parent.mkdir(parents=True, exist_ok=True)
-    metadata = {"architecture": "landmarks", "credit": _CREDIT, "config": json.dumps(asdict(config)),
+    metadata = {"architecture": "landmarks", "credit": PORTRAITS_CREDIT, "config": json.dumps(asdict(config)),
                 "licence": "MIT", "teacher": "none" if teacher is None else Path(teacher).name}  # fmt: skip
     save_file({name: value.contiguous().cpu() for name, value in tensors.items()}, out, metadata=metadata)
     checkpoint.unlink(missing_ok=True)
@@ -118,3 +115,20 @@ def _loss(
     every = distance(found, points, known * spread[:, None])
     score = F.binary_cross_entropy_with_logits(logits, is_face)
     return every + config.five_weight * five + 0.1 * score, float(five.detach())
+
+
+def main(argv: Sequence[str], save_model: SaveModel) -> Path:
+    """`gan-inversion train landmarks`; run again to resume."""
+    parser = argparse.ArgumentParser(prog="gan-inversion train landmarks", description=__doc__.split("\n")[0])
+    defaults = LandmarkTrainingConfig()
+    parser.add_argument(
+        "--portraits", type=Path, required=True, help="folder with info.csv, landmarks.json and photographs"
+    )
+    parser.add_argument("--out", type=Path, required=True, help="safetensors file to write")
+    parser.add_argument("--steps", type=int, default=defaults.steps)
+    parser.add_argument("--teacher", type=Path, default=None, help="YuNet file: labels the smiling photographs")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    options = parser.parse_args(argv)
+    keep_freed_memory()
+    config = replace(defaults, steps=options.steps)
+    return train(options.portraits, options.out, config, teacher=options.teacher, device=options.device)

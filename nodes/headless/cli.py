@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 
 PROGRAM = "gan-inversion"
 _DTYPES = ("float32", "float16", "bfloat16")
-_TRAINED_PARTS = ("generator", "encoder", "landmarks")
+_TRAINED_PARTS = ("generator", "encoder", "directions", "landmarks")
 _REFUSED, _UNEXPECTED, _INTERRUPTED = 2, 1, 130
 
 
@@ -151,21 +151,28 @@ def _run(options: argparse.Namespace) -> int:
 
 @contextmanager
 def _progress() -> Iterator[Callable[[str, int, int], None]]:
-    """A bar over the nodes of a run, where someone is watching and tqdm is there; log lines otherwise."""
-    try:
-        from tqdm import tqdm
-    except ImportError:
-        tqdm = None
-    if tqdm is None or not sys.stderr.isatty():
+    """A bar over the nodes of a run with the steps inside each, where someone is watching; log lines otherwise."""
+    from tqdm import tqdm
+
+    from .stand_in import ProgressBar
+
+    if not sys.stderr.isatty():
         yield lambda title, done, total: logger.info("%d of %d: %s", done + 1, total, title)
         return
-    with tqdm(unit="node", leave=False, bar_format="{n}/{total} {bar:20} {desc} [{elapsed}]") as bar:
+    with tqdm(unit="node", leave=False, bar_format="{n}/{total} {bar:20} {desc}{postfix} [{elapsed}]") as bar:
 
         def show(title: str, done: int, total: int) -> None:
             bar.total, bar.n = total, done
             bar.set_description_str(title)
 
-        yield show
+        def step(inner: ProgressBar) -> None:
+            bar.set_postfix_str(f"{inner.current}/{inner.total}")
+
+        ProgressBar.listener = step
+        try:
+            yield show
+        finally:
+            ProgressBar.listener = None
 
 
 def _demo(options: argparse.Namespace) -> int:

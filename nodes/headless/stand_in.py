@@ -63,8 +63,13 @@ class Input:
     io_type: ClassVar[str] = "*"
 
     def __init__(
-        self, id: str, display_name: str | None = None, optional: bool = False, tooltip: str | None = None,
-        lazy: bool | None = None, **options: Any,
+        self,
+        id: str,
+        display_name: str | None = None,
+        optional: bool = False,
+        tooltip: str | None = None,
+        lazy: bool | None = None,
+        **options: Any,
     ) -> None:
         self.id, self.display_name, self.optional, self.tooltip, self.lazy = id, display_name, optional, tooltip, lazy
         unknown = options.keys() - self.option_names
@@ -86,7 +91,10 @@ class Output:
     io_type: ClassVar[str] = "*"
 
     def __init__(
-        self, id: str | None = None, display_name: str | None = None, tooltip: str | None = None,
+        self,
+        id: str | None = None,
+        display_name: str | None = None,
+        tooltip: str | None = None,
         is_output_list: bool = False,
     ) -> None:
         self.id, self.display_name, self.tooltip, self.is_output_list = id, display_name, tooltip, is_output_list
@@ -257,7 +265,9 @@ def get_save_image_path(
 
 
 class ProgressBar:
-    """Counts silently; stops at an interrupt as ComfyUI's does."""
+    """Counts, tells whoever listens, and stops at an interrupt as ComfyUI's does."""
+
+    listener: ClassVar[Callable[[ProgressBar], None] | None] = None  # called after every update
 
     def __init__(self, total: int) -> None:
         self.total, self.current = total, 0
@@ -266,6 +276,8 @@ class ProgressBar:
         """Steps done, of how many, and a picture to show."""
         throw_exception_if_processing_interrupted()
         self.current, self.total = value, self.total if total is None else total
+        if ProgressBar.listener is not None:
+            ProgressBar.listener(self)
 
 
 class InterruptProcessingException(BaseException):

@@ -166,3 +166,17 @@ def test_the_installed_command_starts_quickly_without_torch(tmp_path):
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
     version, loaded = run.stdout.splitlines()
     assert version.startswith("gan-inversion ") and loaded == "False"
+
+
+def test_steps_inside_a_node_reach_a_terminal(monkeypatch, capsys):
+    from gan_inversion.nodes.headless import cli, stand_in
+
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    with cli._progress() as on_node:
+        on_node("Project (W / W+)", 0, 1)
+        bar = stand_in.ProgressBar(4)
+        for step in range(1, 5):
+            bar.update_absolute(step)
+    shown = capsys.readouterr().err
+    assert "Project (W / W+)" in shown and "4/4" in shown
+    assert stand_in.ProgressBar.listener is None

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
+from gan_inversion.core.training.directions import extra_code, people_code, smile_code
 from gan_inversion.core.training.generator import code_of_z
 from gan_inversion.core.training.morphs import EXTRA_NAMES, MorphModel, _turn
-from gan_inversion.core.training.directions import extra_code, people_code, smile_code
 
 
 def one_code(bank, texture, shape, **extras):
