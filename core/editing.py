@@ -45,6 +45,10 @@ class Direction:
     def __post_init__(self) -> None:
         if self.offset is None and not self.style:
             raise InvalidInputError(f"Direction {self.name!r} has neither a w_plus offset nor style offsets.")
+        if self.layers is not None and not 0 <= self.layers[0] < self.layers[1]:
+            raise InvalidInputError(
+                f"Direction {self.name!r} has the layer range {self.layers}: expected 0 <= first < end."
+            )
         if self.offset is not None and self.offset.ndim != 2:
             raise InvalidInputError(
                 f"Direction {self.name!r} has an offset of shape {tuple(self.offset.shape)}: expected [1 or num_ws, w_dim]."
@@ -75,7 +79,7 @@ class Direction:
             )
         start, stop = self._range(w_plus.shape[1], layers)
         offset = self.offset.to(w_plus)
-        amount = torch.as_tensor(strength, dtype=w_plus.dtype, device=w_plus.device).reshape(-1, 1, 1) * self.unit
+        amount = _strengths(strength, len(w_plus)).to(w_plus)[:, None, None] * self.unit
         if self.coordinate is not None:
             along = offset[:1] / offset[:1].norm()
             here = ((w_plus[:, :1] - self.coordinate.mean.to(w_plus)) * along).sum(
@@ -87,9 +91,9 @@ class Direction:
 
     def _range(self, num_ws: int, layers: LayerRange | None) -> LayerRange:
         start, stop = layers or self.layers or (0, num_ws)
-        if not 0 <= start < stop:
+        if not 0 <= start < min(stop, num_ws):
             raise InvalidInputError(
-                f"Layer range {start}..{stop} is empty: expected 0 <= first < end, at most {num_ws}."
+                f"Layer range {start}..{stop} of direction {self.name!r} touches no row: this generator has rows 0..{num_ws - 1}."
             )
         return start, min(stop, num_ws)
 
@@ -132,8 +136,18 @@ class Edit:
         """Layer name -> [1 or B, C], summed over the terms; layers no term touches are absent."""
         total: dict[str, Tensor] = {}
         for term in self.terms:
-            strength = torch.as_tensor(term.strength, dtype=torch.float32).reshape(-1, 1) * term.direction.unit
+            strength = _strengths(term.strength)[:, None] * term.direction.unit
             for name, offset in term.direction.style.items():
                 step = strength.to(offset.device) * offset
                 total[name] = total[name] + step if name in total else step
         return total
+
+
+def _strengths(strength: float | Tensor, batch: int | None = None) -> Tensor:
+    """One strength, or one for each image, as [1 or B] float32."""
+    amounts = torch.as_tensor(strength, dtype=torch.float32).reshape(-1)
+    if batch is not None and len(amounts) not in (1, batch):
+        raise InvalidInputError(f"{len(amounts)} strengths for {batch} image(s): expected one, or one for each.")
+    if not torch.isfinite(amounts).all():
+        raise InvalidInputError(f"Strength {amounts.tolist()}: expected finite numbers.")
+    return amounts

@@ -219,6 +219,11 @@ class SynthesisNetwork(nn.Module):
         """The constant noise maps, [1, 1, r, r] each, in the order of `noise_sizes`."""
         return [layer.noise_const[None, None] for layer in self._noisy_layers()]
 
+    def random_noise(self, batch: int, generator: torch.Generator | None = None) -> list[Tensor]:
+        """Fresh noise maps [batch, 1, r, r], drawn on the CPU so that a seed gives the same ones on every device."""
+        device = next(self.parameters()).device
+        return [torch.randn((batch, 1, r, r), generator=generator).to(device) for r in self.noise_sizes()]
+
     def _noisy_layers(self) -> list[SynthesisLayer]:
         return [layer for block in self.blocks() for _, layer in block.layers() if isinstance(layer, SynthesisLayer)]
 
@@ -257,7 +262,7 @@ class SynthesisNetwork(nn.Module):
             styles = self.styles(w_plus)
         elif len(styles) != len(self.style_names):
             raise InvalidInputError(f"{len(styles)} style vectors given: this generator takes {len(self.style_names)}.")
-        noises = iter(self._noises(noise, styles[0].shape[0], styles[0].device, generator))
+        noises = iter(self._noises(noise, styles[0].shape[0], generator))
         remaining = iter(zip(self.style_names, styles, strict=True))
 
         def next_style() -> Tensor:
@@ -281,9 +286,7 @@ class SynthesisNetwork(nn.Module):
         assert rgb is not None
         return rgb
 
-    def _noises(
-        self, noise: Noise, batch: int, device: torch.device, generator: torch.Generator | None
-    ) -> list[Tensor | None]:
+    def _noises(self, noise: Noise, batch: int, generator: torch.Generator | None) -> list[Tensor | None]:
         layers = self._noisy_layers()
         if isinstance(noise, str):
             if noise == "const":
@@ -291,9 +294,10 @@ class SynthesisNetwork(nn.Module):
             if noise == "none":
                 return [None for _ in layers]
             if noise == "random":
-                sizes = [(batch, 1, layer.resolution, layer.resolution) for layer in layers]
-                return [torch.randn(size, generator=generator).to(device) for size in sizes]
+                return list(self.random_noise(batch, generator))
             raise InvalidInputError(f"noise {noise!r}: expected 'const', 'none', 'random' or a list of tensors.")
+        if noise is None:
+            raise InvalidInputError("noise None: expected 'const', 'none', 'random' or a list of tensors.")
         if len(noise) != len(layers):
             raise InvalidInputError(f"{len(noise)} noise maps given: this generator takes {len(layers)}.")
         for layer, n in zip(layers, noise, strict=True):
@@ -378,6 +382,8 @@ class Generator(nn.Module):
             psi: 1 changes nothing, 0 gives the average image.
             cutoff: number of leading rows to truncate.
         """
+        if not math.isfinite(psi):
+            raise InvalidInputError(f"Truncation psi {psi}: expected a finite number, usually 0 to 1.")
         if psi == 1.0:
             return w_plus
         pulled = self.w_avg.lerp(w_plus, psi)

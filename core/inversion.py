@@ -51,8 +51,8 @@ class Modulation:
         """Changes to features."""
         return SynthesisHooks()
 
-    def finish(self, image: Tensor, context: RenderContext) -> Tensor:
-        """Changes to the drawn image [B, 3, H, W]."""
+    def finish(self, image: Tensor, context: RenderContext, position: int) -> Tensor:
+        """Changes to the drawn image [B, 3, H, W]; `position` is the modulation's own in the inversion's list."""
         return image
 
     def map_tensors(self, function: Callable[[Tensor], Tensor]) -> Modulation:
@@ -148,8 +148,8 @@ class ResidualTransfer(Modulation):
     mask: Tensor  # [B, 1, H, W], 1 where the residual is added
     strength: float = 1.0
 
-    def finish(self, image: Tensor, context: RenderContext) -> Tensor:
-        residual = context.inversion.image - context.unedited_image(before=self)
+    def finish(self, image: Tensor, context: RenderContext, position: int) -> Tensor:
+        residual = context.inversion.image - context.unedited_image(position)
         return image + self.strength * self.mask * residual
 
 
@@ -160,7 +160,7 @@ class PixelBlend(Modulation):
     kind: ClassVar[str] = "pixel-blend"
     mask: Tensor  # [B, 1, H, W], 1 where the photograph stays
 
-    def finish(self, image: Tensor, context: RenderContext) -> Tensor:
+    def finish(self, image: Tensor, context: RenderContext, position: int) -> Tensor:
         source = context.inversion.image
         return torch.where(self.mask >= 1, source, torch.lerp(image, source, self.mask))
 
@@ -189,6 +189,8 @@ class Inversion:
                 f"Inversion with an image of shape {tuple(self.image.shape)}: expected "
                 f"[batch, 3, {g.resolution}, {g.resolution}], the generator's size."
             )
+        if not self.image.is_floating_point():
+            raise InvalidInputError(f"Inversion with a {self.image.dtype} image: expected floating point in [-1, 1].")
         if self.crops and len(self.crops) != len(self.image):
             raise InvalidInputError(f"{len(self.crops)} crop transforms for {len(self.image)} image(s).")
 
@@ -338,35 +340,48 @@ class RenderContext:
             _synthesize(self.inversion, None, self.noise, self.dtype, taps=self._features)
         return self._features[tap]
 
-    def unedited_image(self, before: Modulation) -> Tensor:
-        """The unedited inversion drawn with the modulations that precede `before`."""
-        position = next(i for i, m in enumerate(self.inversion.modulations) if m is before)
+    def unedited_image(self, position: int) -> Tensor:
+        """The unedited inversion drawn with the modulations before `position` in its list."""
         earlier = dataclasses.replace(self.inversion, modulations=self.inversion.modulations[:position])
         return render(earlier, noise=self.noise, dtype=self.dtype)
 
 
 def render(
-    inversion: Inversion, edit: Edit | None = None, *, noise: Noise = "const", dtype: torch.dtype = torch.float32
+    inversion: Inversion,
+    edit: Edit | None = None,
+    *,
+    noise: Noise = "const",
+    generator: torch.Generator | None = None,
+    dtype: torch.dtype = torch.float32,
 ) -> Tensor:
     """Draws an inversion, edited or not.
 
     Args:
         inversion: what to draw.
         edit: W+ and style-space offsets; None draws the photograph's own code.
-        noise: as in `SynthesisNetwork.forward`.
+        noise: as in `SynthesisNetwork.forward`; random maps are drawn once and serve every pass of this render.
+        generator: CPU random generator for noise "random".
         dtype: of the convolutions.
 
     Returns:
         [B, 3, H, W], float32, nominal range [-1, 1], not clamped.
+
+    Raises:
+        InvalidInputError: strengths that are no numbers or do not fit the batch.
+        GeneratorMismatchError: an edit or a modulation made for another generator's shapes.
     """
+    if isinstance(noise, str) and noise == "random":
+        noise = inversion.generator.synthesis.random_noise(len(inversion), generator)
     if len(inversion) > 1 and any(len(t) > 1 for m in inversion.modulations for t in m.weight_offsets().values()):
         # Each image has weights of its own: one pass each.
         edits = [_edit_of(edit, index, len(inversion)) for index in range(len(inversion))]
-        return torch.cat([render(inversion[i], e, noise=noise, dtype=dtype) for i, e in enumerate(edits)])
+        noises = [_noise_of(noise, index) for index in range(len(inversion))]
+        images = zip(edits, noises, strict=True)
+        return torch.cat([render(inversion[i], e, noise=n, dtype=dtype) for i, (e, n) in enumerate(images)])
     context = RenderContext(inversion, edit, noise, dtype)
     image = _synthesize(inversion, edit, noise, dtype, context=context)
-    for modulation in inversion.modulations:
-        image = modulation.finish(image, context)
+    for position, modulation in enumerate(inversion.modulations):
+        image = modulation.finish(image, context, position)
     return image
 
 
@@ -413,6 +428,13 @@ def _edit_of(edit: Edit | None, index: int, batch: int) -> Edit | None:
         return strength[index] if isinstance(strength, Tensor) and strength.numel() == batch else strength
 
     return Edit(tuple(dataclasses.replace(term, strength=own(term.strength)) for term in edit.terms))
+
+
+def _noise_of(noise: Noise, index: int) -> Noise:
+    """The part of batched noise maps that belongs to one image."""
+    if isinstance(noise, str):
+        return noise
+    return [maps[index : index + 1] if len(maps) > 1 else maps for maps in noise]
 
 
 def combine_hooks(hooks: Sequence[SynthesisHooks]) -> SynthesisHooks:

@@ -30,9 +30,11 @@ _FONT_SHARE, _FONT_MIN = 9, 11  # text height is 1/9 of a cell, at least 11 pixe
 
 def sample_z(generator: Generator, seeds: int | Sequence[int]) -> Tensor:
     """Seeds -> z [B, z_dim], standard normal; each from a random generator of its own."""
-    seeds = [seeds] if isinstance(seeds, int) else list(seeds)
+    seeds = [seeds] if isinstance(seeds, int) else [int(seed) for seed in seeds]
     if not seeds:
         raise InvalidInputError("No seed given: expected one for each picture.")
+    if not all(0 <= seed < 2**64 for seed in seeds):
+        raise InvalidInputError(f"Seeds {seeds}: expected whole numbers from 0 to 2**64 - 1.")
     rows = [torch.randn(generator.config.z_dim, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
     return torch.stack(rows).to(generator.w_avg.device)
 
@@ -189,6 +191,8 @@ def sweep(
         raise InvalidInputError(f"A sweep of {len(directions)} direction(s), {len(strengths)} strength(s): give both.")
     if (second_direction is None) != (not second_strengths):
         raise InvalidInputError("A second direction and its strengths go together: give both or neither.")
+    if not len(inversion):
+        raise InvalidInputError("A sweep of an inversion without images: expected at least one.")
     if chunk < 1:
         raise InvalidInputError(f"chunk={chunk}: expected 1 or more images per pass.")
     seconds: Sequence[float | None] = list(second_strengths) or [None]

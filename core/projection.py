@@ -50,8 +50,15 @@ class ProjectionConfig:
     def __post_init__(self) -> None:
         if self.space not in ("w", "w-plus"):
             raise InvalidInputError(f"Projection space {self.space!r}: expected 'w' or 'w-plus'.")
-        if self.steps < 1:
-            raise InvalidInputError(f"Projection with {self.steps} steps: expected at least 1.")
+        if self.steps < 1 or self.preview_every < 1:
+            raise InvalidInputError(
+                f"Projection with {self.steps} steps and a preview every {self.preview_every}: expected at least 1."
+            )
+        if not (math.isfinite(self.learning_rate) and self.learning_rate > 0 and self.exploration_end > 0):
+            raise InvalidInputError(
+                f"Projection with learning rate {self.learning_rate} and exploration until {self.exploration_end}: "
+                "expected positive numbers."
+            )
 
 
 def project(
@@ -101,6 +108,11 @@ def _optimise(
     rows = 1 if config.space == "w" else generator.num_ws
     centre, spread = w_statistics(generator, config.samples, config.seed)
     begin = centre.expand(len(image), generator.num_ws, -1) if start is None else start.detach().clone().to(image)
+    if begin.ndim != 3 or len(begin) not in (1, len(image)) or begin.shape[1:] != (generator.num_ws, centre.shape[0]):
+        raise InvalidInputError(
+            f"Projection got a start of shape {tuple(begin.shape)}: expected [1 or {len(image)}, {generator.num_ws}, "
+            f"{centre.shape[0]}], a code of this generator."
+        )
     begin = begin.expand(len(image), -1, -1)
     begin = begin.mean(dim=1, keepdim=True) if rows == 1 else begin
     w = begin.clone().requires_grad_(True)

@@ -193,3 +193,33 @@ def test_style_edit_for_another_width_is_named(inversion):
     direction = Direction("channel", style={"b16.conv1": torch.zeros(512)})
     with pytest.raises(GeneratorMismatchError, match=r"b16\.conv1 has 512 channels"):
         render(inversion, Edit.of(direction))
+
+
+def test_one_residual_added_twice_counts_once_where_it_is_exact(inversion):
+    whole = ResidualTransfer(torch.ones(2, 1, 32, 32))
+    twice = inversion.with_modulation(whole).with_modulation(whole)
+    torch.testing.assert_close(render(twice), inversion.image, atol=1e-5, rtol=1e-5)
+
+
+def test_noise_of_each_image_reaches_it_also_with_weights_of_its_own(generator, inversion):
+    for layer in generator.synthesis._noisy_layers():
+        layer.noise_strength.fill_(0.3)
+    noise = generator.synthesis.random_noise(2, torch.Generator().manual_seed(1))
+    tuned = inversion.with_modulation(all_modulations()[0])
+    together = render(tuned, noise=noise)
+    torch.testing.assert_close(together[1:], render(tuned[1], noise=[maps[1:] for maps in noise]))
+    seeded = render(tuned, noise="random", generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(seeded, together)
+    for layer in generator.synthesis._noisy_layers():
+        layer.noise_strength.fill_(0.0)
+
+
+@pytest.mark.parametrize("strength", [float("nan"), float("inf"), torch.ones(3)])
+def test_wrong_strengths_are_named(inversion, strength):
+    with pytest.raises(InvalidInputError, match=r"[Ss]trength"):
+        render(inversion, Edit.of(Direction("up", torch.ones(1, W_DIM)), strength))
+
+
+def test_layer_range_beyond_the_rows_is_named(inversion):
+    with pytest.raises(InvalidInputError, match="touches no row"):
+        render(inversion, Edit.of(Direction("up", torch.ones(1, W_DIM)), 1.0, layers=(50, 60)))

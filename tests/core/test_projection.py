@@ -88,6 +88,11 @@ def test_wrong_input_is_named(generator):
         project(torch.zeros(1, 3, 64, 64), generator)
     with pytest.raises(InvalidInputError, match="w-plus"):
         ProjectionConfig(space="z")
+    with pytest.raises(InvalidInputError, match="a code of this generator"):
+        project(torch.zeros(1, 3, 32, 32), generator, start=torch.zeros(1, 18, 512))
+    for wrong in ({"steps": 0}, {"preview_every": 0}, {"learning_rate": float("nan")}, {"exploration_end": 0.0}):
+        with pytest.raises(InvalidInputError, match="expected"):
+            ProjectionConfig(**wrong)
 
 
 def test_multiscale_distance_sees_blur():
