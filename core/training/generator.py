@@ -2,8 +2,8 @@
 
 A morph is a function of its code (morphs.py), so there is nothing to discriminate at first: a linear embedding takes
 the code to w, the synthesis network must draw the morph, an L1 pyramid says how well. W becomes linear in people,
-smile, light and pose, which is what editing wants. The mapping network is then fitted so that a normal z lands on
-the w of a morph (`fit_mapping`).
+smile, light and pose, which is what editing wants. The mapping network is then fitted so that a normal z gives w
+distributed like the morphs' (`fit_mapping`).
 Growing: each stage trains a generator of half the size first and hands its blocks on (Karras et al. 2018).
 """
 
@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import InvalidInputError
@@ -39,7 +38,7 @@ from .common import (
     update_ema,
     write_sheet,
 )
-from .morphs import EXTRA_NAMES, MorphConfig, MorphModel
+from .morphs import MorphModel
 
 logger = logging.getLogger(__name__)
 
@@ -189,61 +188,38 @@ def fit_mapping(
     embedding: CodeEmbedding,
     morphs: MorphModel,
     *,
-    steps: int = 4000,
+    steps: int = 3000,
     batch: int = 256,
-    learning_rate: float = 2e-3 / MAPPING_LR_MUL,
+    learning_rate: float = 5e-2 / MAPPING_LR_MUL,
     seed: int = 1,
 ) -> float:
-    """Fits `generator.mapping` to z -> embedding(code_of_z(z)), in place; returns the relative error of w.
+    """Fits `generator.mapping`, in place, so that a normal z gives w with the mean and covariance of the morphs' w.
 
-    No pictures are drawn, so this takes minutes on a CPU. Also sets `w_avg`.
+    No pictures are drawn, so this takes a minute or two on a CPU. Also sets `w_avg`. Returns the relative error of w.
     """
     device = generator.w_avg.device
+    with torch.no_grad():
+        known = embedding(morphs.draw_codes(8192, step_generator(seed, 0, stream=8)).to(device))
+        mean = known.mean(dim=0)
+        variances, axes = torch.linalg.eigh(torch.cov(known.t()))
+        colouring = axes * variances.clamp(min=0).sqrt()  # [w_dim, w_dim]
     mapping = generator.mapping.requires_grad_(True)
     optimiser = torch.optim.Adam(mapping.parameters(), lr=learning_rate, betas=(0.9, 0.99))
-    spread, error = None, torch.tensor(0.0)
+    spread, error = variances.mean(), torch.tensor(0.0)
     for step in range(steps):
         for group in optimiser.param_groups:
             group["lr"] = learning_rate * cosine(step, steps, warmup=100, low=0.01)
         z = torch.randn(batch, generator.config.z_dim, generator=step_generator(seed, step, stream=7)).to(device)
-        with torch.no_grad():
-            target = embedding(code_of_z(z, morphs))
-        if spread is None:
-            spread = target.var(dim=0).mean()
+        direction = z * torch.rsqrt(z.square().mean(dim=1, keepdim=True) + 1e-8)  # all the mapping network sees of z
+        target = mean + direction[:, : len(mean)] @ colouring.t()
         loss = (mapping(z) - target).square().mean() / spread
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         optimiser.step()
         error = error.lerp(loss.detach().cpu(), 0.02 if step else 1.0)
     mapping.requires_grad_(False)
-    generator.mapping.w_avg.copy_(generator.estimate_w_avg())
+    generator.mapping.w_avg.copy_(mean)
     return float(error.sqrt())
-
-
-def code_of_z(z: Tensor, morphs: MorphModel, config: MorphConfig = MorphConfig(), sharpness: float = 6.0) -> Tensor:
-    """The morph that a normal z [B, z_dim] stands for: its first numbers choose people, the next ones the extras.
-
-    People's weights are a softmax of `sharpness` times their z, so that a sample is a mix of the few most liked.
-    """
-    people = len(morphs.person_ids)
-    z = z * torch.rsqrt(z.square().mean(dim=1, keepdim=True) + 1e-8)
-    texture = F.softmax(z[:, :people] * sharpness, dim=1)
-    shape = F.softmax((z[:, :people] * 0.7 + z[:, people : 2 * people] * 0.7) * sharpness, dim=1)
-    rest = z[:, 2 * people : 2 * people + 1 + len(EXTRA_NAMES)]
-    smile = torch.special.ndtr(rest[:, :1] * 1.5)
-    codes = z.new_zeros(len(z), morphs.code_dim)
-    neutral, smiling = morphs.neutral_of.to(z.device), morphs.smiling_of.to(z.device)
-    can_smile = smiling >= 0
-    for base, weights in ((0, texture), (morphs.entries, shape)):
-        codes[:, base + neutral] += weights * (1 - smile * can_smile)
-        codes[:, base + smiling[can_smile]] += weights[:, can_smile] * smile
-    uniform = torch.special.ndtr(rest[:, 1:]) * 2 - 1
-    scales = [config.yaw, config.pitch, config.light_side, config.brightness, config.warmth, config.contrast]
-    extras = uniform[:, :6] * torch.tensor(scales, device=z.device)
-    grey = uniform[:, 6:7] * 0.8 - 0.1
-    background = (grey + 0.25 * uniform[:, 6:9] * torch.tensor([0.0, 1.0, 1.0], device=z.device)).clamp(-1, 1)
-    codes[:, 2 * morphs.entries :] = torch.cat((extras, background), dim=1)
-    return codes
 
 
 def load_trained(out: Path, morphs: MorphModel, settings: GeneratorTraining) -> tuple[Generator, CodeEmbedding]:
@@ -332,7 +308,7 @@ def main(argv: Sequence[str], save_model: SaveModel) -> Path:
         metavar="SIZE:STEPS,...",
         help="sizes to grow through and steps at each (default %(default)s)",
     )
-    parser.add_argument("--mapping-steps", type=int, default=4000)
+    parser.add_argument("--mapping-steps", type=int, default=3000)
     options = parser.parse_args(argv)
     keep_freed_memory()
     stages = tuple((int(r), int(n)) for r, n in (stage.split(":") for stage in options.stages.split(",")))

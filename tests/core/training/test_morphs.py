@@ -3,7 +3,6 @@
 import pytest
 import torch
 from gan_inversion.core.training.directions import extra_code, people_code, smile_code
-from gan_inversion.core.training.generator import code_of_z
 from gan_inversion.core.training.morphs import EXTRA_NAMES, MorphModel, _turn
 
 
@@ -66,14 +65,6 @@ def test_drawn_codes_are_mixes(bank):
     torch.testing.assert_close(codes[:, n : 2 * n].sum(dim=1), torch.ones(64))
     assert (codes[:, : 2 * n] >= 0).all()
     assert bank.render(codes[:2], 32).shape == (2, 3, 32, 32)
-
-
-def test_z_codes_are_mixes_too(bank):
-    z = torch.randn(32, 40, generator=torch.Generator().manual_seed(0))
-    codes = code_of_z(z, bank)
-    n = bank.entries
-    torch.testing.assert_close(codes[:, :n].sum(dim=1), torch.ones(32))
-    torch.testing.assert_close(codes, code_of_z(z * 3, bank), atol=1e-5, rtol=1e-5)
 
 
 def test_smile_code_only_swaps_photographs_of_the_same_people(bank):
