@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .core.alignment import CropTransform, align, paste_back
     from .core.blending import blend
-    from .core.directions import list_directions, load_direction, save_direction
+    from .core.directions import list_directions, save_direction
     from .core.discovery import direction_from_images, direction_from_pairs, direction_from_sets, pca_of_w, sefa
     from .core.editing import Direction, Edit
     from .core.errors import GANInversionError
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
     from .core.inversion import Inversion, render
     from .core.latents import interpolate, mix_styles, sample, sweep
     from .core.projection import ProjectionConfig, project
-    from .model_registry import LoadedModel, convert, load_model, save_model
+    from .model_registry import LoadedModel, convert, fetch, load_catalogue, load_direction, load_model, save_model
 
 _PLACES = {
     "core.alignment": ("CropTransform", "align", "paste_back"),
     "core.blending": ("blend",),
-    "core.directions": ("list_directions", "load_direction", "save_direction"),
+    "core.directions": ("list_directions", "save_direction"),
     "core.discovery": ("direction_from_images", "direction_from_pairs", "direction_from_sets", "pca_of_w", "sefa"),
     "core.editing": ("Direction", "Edit"),
     "core.errors": ("GANInversionError",),
@@ -31,16 +31,18 @@ _PLACES = {
     "core.inversion": ("Inversion", "render"),
     "core.latents": ("interpolate", "mix_styles", "sample", "sweep"),
     "core.projection": ("ProjectionConfig", "project"),
-    "model_registry": ("LoadedModel", "convert", "load_model", "save_model"),
-}
+    "model_registry": (
+        "LoadedModel", "convert", "fetch", "load_catalogue", "load_direction", "load_model", "save_model",
+    ),
+}  # fmt: skip
 _MODULE_OF = {name: module for module, names in _PLACES.items() for name in names}
 
 __all__ = [
     "CropTransform", "Direction", "Edit", "GANInversionError", "Inversion", "LoadedModel", "ProjectionConfig", "align",
     "blend", "convert", "detect_faces", "direction_from_images", "direction_from_pairs", "direction_from_sets",
-    "interpolate", "list_directions", "load_direction", "load_image", "load_model", "mix_styles", "paste_back",
-    "pca_of_w", "project", "render", "sample", "save_direction", "save_image", "save_model", "sefa", "select_face",
-    "sweep",
+    "fetch", "interpolate", "list_directions", "load_catalogue", "load_direction", "load_image", "load_model",
+    "mix_styles", "paste_back", "pca_of_w", "project", "render", "sample", "save_direction", "save_image", "save_model",
+    "sefa", "select_face", "sweep",
 ]  # fmt: skip
 
 

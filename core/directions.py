@@ -13,7 +13,6 @@ import dataclasses
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +24,7 @@ from torch import Tensor
 from .direction_reading import StoredFile, read_direction_file
 from .editing import Coordinate, Direction, LayerRange
 from .errors import CorruptFileError, GANInversionError, InvalidInputError
+from .files import replacing
 
 logger = logging.getLogger(__name__)
 
@@ -209,6 +209,9 @@ def save_direction(
         directions: their names must differ.
         licence: of the file, for people to read (see `read_note`).
         note: how it was made, for people to read.
+
+    Raises:
+        InvalidInputError: no directions, two of one name, or a path that cannot be a file.
     """
     from safetensors.torch import save_file
 
@@ -233,13 +236,10 @@ def save_direction(
         "note": note,
         "directions": json.dumps(described),
     }
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".part")
     own = {key: tensor.detach().cpu().contiguous().clone() for key, tensor in tensors.items()}
-    save_file(own, str(temporary), metadata=metadata)
-    os.replace(temporary, path)
-    return path
+    with replacing(path) as temporary:
+        save_file(own, temporary, metadata=metadata)
+    return Path(path)
 
 
 def read_note(path: str | Path) -> dict[str, str]:

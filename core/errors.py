@@ -37,5 +37,9 @@ class NoFaceError(GANInversionError):
     """No face was found where one is needed."""
 
 
+class MissingPackageError(GANInversionError, ImportError):
+    """A Python package that only this function needs is not installed, or is broken."""
+
+
 class NotFiniteError(GANInversionError):
     """An image or an optimisation produced NaN or infinity."""

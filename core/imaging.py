@@ -12,8 +12,10 @@ import torch.nn.functional as F
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from .errors import InvalidInputError, NotFiniteError
+from .files import check_destination, replacing
 
 _WHITE = 1.0
+_WHITE_16_BIT = 65535.0
 _LANCZOS_LOBES = 3
 
 
@@ -80,8 +82,13 @@ def to_uint8(image: torch.Tensor, *, truncate: bool = False) -> torch.Tensor:
 
 
 def from_pil(picture: Image.Image) -> torch.Tensor:
-    """Convert a PIL image of any mode to [1, 3, H, W] in [-1, 1]; transparency is composited on white."""
-    return _split_alpha(picture)[0]
+    """Convert a PIL image of any mode to [1, 3, H, W] in [-1, 1]; transparency is composited on white.
+
+    White is 65535 in the modes "I;16...". The modes "I" and "F" do not say what white is: where PIL has just opened a
+    file it is 65535 (only files deeper than 8 bits open as "I") and 1.0 (the use of floating-point pictures), in a
+    picture made in memory it is 255, as in PIL's own conversions. Raises NotFiniteError for NaN or infinity.
+    """
+    return _split_alpha(picture, from_file=picture.format is not None)[0]
 
 
 def to_pil(image: torch.Tensor, *, truncate: bool = False) -> list[Image.Image]:
@@ -92,7 +99,8 @@ def to_pil(image: torch.Tensor, *, truncate: bool = False) -> list[Image.Image]:
 def load_image(path: str | Path) -> torch.Tensor:
     """Read a picture file as [1, 3, H, W] in [-1, 1], upright by its EXIF orientation, transparency over white.
 
-    Raises InvalidInputError when the file is missing or is not a readable picture.
+    Grey pictures deeper than 8 bits are read as in `from_pil`. Raises InvalidInputError when the file is missing or is
+    not a readable picture.
     """
     return load_image_with_alpha(path)[0]
 
@@ -113,19 +121,30 @@ def load_image_with_alpha(path: str | Path) -> tuple[torch.Tensor, torch.Tensor 
         raise InvalidInputError(
             f"{path.name} is not a picture that can be read ({error}). Give a complete PNG, JPEG or WebP file."
         ) from error
-    return _split_alpha(upright)
+    return _split_alpha(upright, from_file=True)
 
 
 def save_image(image: torch.Tensor, path: str | Path) -> None:
     """Write [1, 3, H, W] in [-1, 1] to a picture file whose format follows the suffix.
 
-    Raises InvalidInputError for a batch of more than one image.
+    The file appears only when complete. Raises InvalidInputError for a batch of more than one image, a suffix that is
+    no picture format, and a path that cannot be a file.
     """
     if check_image(image).shape[0] != 1:
         raise InvalidInputError(f"Got {image.shape[0]} images for the one file {path}; save them one by one.")
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    to_pil(image)[0].save(path)
+    path = check_destination(path)
+    kind = Image.registered_extensions().get(path.suffix.lower())
+    if kind not in Image.SAVE:
+        raise InvalidInputError(f"{path.name} has no suffix of a picture format. Use .png, .jpg or .webp.")
+    with replacing(path) as temporary:
+        try:
+            to_pil(image)[0].save(temporary, format=kind)
+        except (OSError, ValueError) as error:
+            if getattr(error, "errno", None) is not None:  # the disk's error, not the format's
+                raise
+            raise InvalidInputError(
+                f"{path.name}: {kind} cannot hold this picture ({error}). Use .png, .jpg or .webp."
+            ) from error
 
 
 def resize_antialiased(image: torch.Tensor, size: int | tuple[int, int], mode: str = "bilinear") -> torch.Tensor:
@@ -159,12 +178,14 @@ def _pair(size: int | tuple[int, int]) -> tuple[int, int]:
     return int(height), int(width)
 
 
-def _split_alpha(picture: Image.Image) -> tuple[torch.Tensor, torch.Tensor | None]:
-    if picture.mode.startswith("I;16") or picture.mode in ("I", "F"):
-        # PIL clips 16-bit grey to 8 bits when it converts, which would turn most photographs white.
+def _split_alpha(picture: Image.Image, from_file: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
+    white = _white_level(picture.mode, from_file)
+    if white is not None:
+        # PIL clips deep grey to 8 bits when it converts, which would turn most photographs white or black.
         grey = np.asarray(picture, dtype=np.float64)
-        grey = grey / (257.0 if grey.max() > 255 else 1.0)
-        picture = Image.fromarray(np.clip(np.rint(grey), 0, 255).astype(np.uint8))
+        if not np.isfinite(grey).all():
+            raise NotFiniteError("The picture contains NaN or infinity; expected finite grey levels.")
+        picture = Image.fromarray(np.clip(np.rint(grey * (255.0 / white)), 0, 255).astype(np.uint8))
     has_alpha = "A" in picture.getbands() or "transparency" in picture.info
     if not has_alpha:
         return from_uint8(np.array(picture.convert("RGB"))), None
@@ -173,6 +194,17 @@ def _split_alpha(picture: Image.Image) -> tuple[torch.Tensor, torch.Tensor | Non
     colours = pixels[:, :3] / 127.5 - 1.0
     # torch.where keeps fully opaque pixels exactly as they are in the file.
     return torch.where(alpha == 1.0, colours, alpha * colours + (1.0 - alpha) * _WHITE), alpha
+
+
+def _white_level(mode: str, from_file: bool) -> float | None:
+    """The value that means white in a PIL mode deeper than 8 bits, by the rule of `from_pil`; None for other modes."""
+    if mode.startswith("I;16"):
+        return _WHITE_16_BIT
+    if mode not in ("I", "F"):
+        return None
+    if not from_file:
+        return 255.0
+    return _WHITE_16_BIT if mode == "I" else 1.0
 
 
 def _lanczos_axis(image: torch.Tensor, length: int, axis: int) -> torch.Tensor:

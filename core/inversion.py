@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +21,8 @@ from torch import Tensor
 
 from .alignment import CropTransform
 from .editing import Edit
-from .errors import CorruptFileError, GeneratorMismatchError, InvalidInputError
+from .errors import GeneratorMismatchError, InvalidInputError
+from .files import replacing
 from .fingerprint import fingerprint
 from .generator import FeatureHook, Generator, Noise, SynthesisHooks
 
@@ -225,7 +225,7 @@ class Inversion:
     def save(self, path: str | Path) -> Path:
         """Writes one safetensors file; `load` renders the same image from it.
 
-        The generator is not in the file, only its fingerprint.
+        The generator is not in the file, only its fingerprint. Raises InvalidInputError for a path that cannot be a file.
         """
         from safetensors.torch import save_file
 
@@ -237,7 +237,7 @@ class Inversion:
                 if isinstance(value, Tensor):
                     tensors[f"modulations.{index}.{name}"] = value
                 elif isinstance(value, dict):
-                    plain[name] = {}
+                    plain[name] = list(value)
                     tensors.update({f"modulations.{index}.{name}.{key}": tensor for key, tensor in value.items()})
                 else:
                     plain[name] = value
@@ -251,78 +251,27 @@ class Inversion:
             "crops": json.dumps([crop.to_dict() if crop else None for crop in self.crops]),
             "info": json.dumps(dict(self.info)),
         }
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(path.name + ".part")
         contiguous = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-        save_file(contiguous, str(temporary), metadata=metadata)
-        os.replace(temporary, path)
-        return path
+        with replacing(path) as temporary:
+            save_file(contiguous, temporary, metadata=metadata)
+        return Path(path)
 
     @staticmethod
     def load(path: str | Path, generator: Generator) -> Inversion:
         """Reads a file written by `save`.
 
         Raises:
-            CorruptFileError: not such a file.
+            ModelNotFoundError: no such file.
+            CorruptFileError: not such a file, or a damaged one; the message says what is wrong.
             GeneratorMismatchError: it was made with another generator.
         """
-        from safetensors import SafetensorError, safe_open
+        from .inversion_reading import read_inversion
 
-        try:
-            with safe_open(str(path), "pt") as file:
-                metadata = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-        except (OSError, SafetensorError) as error:
-            raise CorruptFileError(
-                f"{path}: not a readable inversion file ({error}). Save the inversion again."
-            ) from error
-        if metadata.get("format") != FORMAT:
-            raise CorruptFileError(
-                f"{path}: a safetensors file, but not a saved inversion (format {metadata.get('format')!r}, expected {FORMAT!r})."
-            )
-        if int(metadata["format_version"]) > FORMAT_VERSION:
-            raise CorruptFileError(
-                f"{path}: written by a newer version of this package. Update gan-inversion to read it."
-            )
-        made_with, have = metadata["generator"], fingerprint(generator)
-        if made_with != have:
-            raise GeneratorMismatchError(
-                f"{path}: made with generator {made_with} ({metadata['resolution']} px), but the given one is {have} "
-                f"({generator.resolution} px). Load the generator the inversion was made with."
-            )
-        device = generator.w_avg.device
-        modulations = [
-            _modulation_from(item, index, tensors, path)
-            for index, item in enumerate(json.loads(metadata["modulations"]))
-        ]
-        crops = tuple(CropTransform.from_dict(c) if c else None for c in json.loads(metadata["crops"]))
-        loaded = Inversion(
-            tensors["image"], tensors["w_plus"], generator, tuple(modulations), crops, json.loads(metadata["info"])
-        )
-        return loaded.to(device)
+        return read_inversion(path, generator)
 
 
 def _fields(modulation: Modulation) -> dict[str, Any]:
     return {f.name: getattr(modulation, f.name) for f in dataclasses.fields(modulation)}  # type: ignore[arg-type]
-
-
-def _modulation_from(item: dict[str, Any], index: int, tensors: dict[str, Tensor], path: str | Path) -> Modulation:
-    cls = Modulation.registry.get(item["kind"])
-    if cls is None:
-        raise CorruptFileError(
-            f"{path}: holds a modulation {item['kind']!r} unknown to this version. Update gan-inversion."
-        )
-    values = dict(item["settings"])
-    prefix = f"modulations.{index}."
-    for name, tensor in tensors.items():
-        if name.startswith(prefix):
-            field_name, _, key = name[len(prefix) :].partition(".")
-            if key:
-                values[field_name] = {**values.get(field_name, {}), key: tensor}
-            else:
-                values[field_name] = tensor
-    return cls(**values)
 
 
 class RenderContext:

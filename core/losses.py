@@ -6,14 +6,17 @@ backbone weights found by the caller, so that nothing is downloaded behind the u
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
+from types import ModuleType
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .errors import InvalidInputError
+from .errors import InvalidInputError, MissingPackageError
 
+_LPIPS_NETS = ("vgg", "alex")
 Distance = Callable[[Tensor, Tensor], Tensor]  # two [B, 3, H, W] in [-1, 1] -> [B]
 
 
@@ -48,17 +51,25 @@ def lpips_distance(net: str, backbone: Mapping[str, Tensor], size: int | None = 
 
     Raises:
         InvalidInputError: `backbone` is not that network.
+        MissingPackageError: `lpips`, or the `torchvision` it needs, is not installed or does not work.
     """
-    import lpips
-
-    model = lpips.LPIPS(net=net, pnet_rand=True, verbose=False).eval().requires_grad_(False)
-    slices = {name: key for name, key in _backbone_names(model.net)}
+    if net not in _LPIPS_NETS:
+        raise InvalidInputError(f"LPIPS network {net!r}: expected one of {', '.join(_LPIPS_NETS)}.")
+    # It makes its backbone with random values, all of which are replaced: the caller's own random numbers stay.
+    lpips = import_lpips()
+    with torch.inference_mode(False), torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # it names torchvision's networks in the old way
+        model = lpips.LPIPS(net=net, pnet_rand=True, verbose=False).eval().requires_grad_(False)
+    slices = dict(_backbone_names(model.net))
     missing = [key for key in slices.values() if key not in backbone]
     if missing:
         raise InvalidInputError(
             f"LPIPS backbone for {net!r} lacks {missing[0]} and {len(missing) - 1} more: expected torchvision's weights."
         )
-    model.net.load_state_dict({name: backbone[key] for name, key in slices.items()})
+    try:
+        model.net.load_state_dict({name: backbone[key] for name, key in slices.items()})
+    except RuntimeError as error:  # other shapes
+        raise InvalidInputError(f"LPIPS backbone for {net!r}: {error}. Expected torchvision's weights.") from error
 
     def distance(image: Tensor, target: Tensor) -> Tensor:
         model.to(image.device)
@@ -67,6 +78,21 @@ def lpips_distance(net: str, backbone: Mapping[str, Tensor], size: int | None = 
         return model(image, target).flatten()
 
     return distance
+
+
+def import_lpips() -> ModuleType:
+    """The `lpips` package. Raises MissingPackageError saying what to install where it cannot be imported."""
+    try:
+        import lpips
+    except Exception as error:  # a torchvision built for another torch fails in ways of its own while it is imported
+        missing = error.name if isinstance(error, ModuleNotFoundError) else None
+        found = f"{missing} is not installed" if missing else f"importing lpips fails ({type(error).__name__}: {error})"
+        raise MissingPackageError(
+            f"LPIPS cannot be used: {found}. It needs the packages lpips and torchvision, the latter in the version "
+            f"made for torch {torch.__version__}. Install both (pip install lpips torchvision), or use "
+            "multiscale_distance, which needs neither."
+        ) from error
+    return lpips
 
 
 def _backbone_names(net: torch.nn.Module) -> list[tuple[str, str]]:

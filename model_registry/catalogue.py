@@ -373,7 +373,7 @@ def check_file(
         return None
     if not verify and found.st_size > _ALWAYS_HASH_BELOW:
         return None
-    digest = _hash(path, check_interrupt)
+    digest = sha256_of(path, check_interrupt)
     if digest != sha256:
         return f"its sha256 is {digest}, expected {sha256}"
     if keep_record:
@@ -396,7 +396,8 @@ def remember_verified(path: Path, sha256: str) -> None:
         logger.debug("The record of verified files %s was not written: %s", target, error)
 
 
-def _hash(path: Path, check_interrupt: Callable[[], None] | None) -> str:
+def sha256_of(path: Path, check_interrupt: Callable[[], None] | None = None) -> str:
+    """sha256 of a file in hex; `check_interrupt` is called between blocks of it and may raise to stop."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(_HASH_BLOCK):

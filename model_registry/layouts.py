@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -297,12 +297,3 @@ def _config(raw: RawFile) -> dict[str, Any]:
 
 def _plain_options(options: Any) -> dict[str, Any]:
     return dict(options) if isinstance(options, Mapping) else {}
-
-
-def named_tensors(content: Any, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
-    """Every tensor in nested dictionaries under its dotted name, for messages about files nobody knows."""
-    if isinstance(content, Mapping):
-        for key, value in content.items():
-            yield from named_tensors(value, f"{prefix}{key}.")
-    elif isinstance(content, Tensor):
-        yield prefix.rstrip("."), content

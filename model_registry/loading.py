@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import logging
 import os
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
+from ..core import directions
+from ..core.editing import Direction
 from ..core.errors import InvalidInputError, ModelNotFoundError, UnsupportedModelError
+from ..core.files import check_destination, replacing
 from ..core.fingerprint import fingerprint
 from ..core.generator import Generator
+from . import catalogue, hub
 from .architectures import detect
 from .layouts import FORMAT, canonicalise
 from .reading import read_weights
@@ -27,7 +30,6 @@ logger = logging.getLogger(__name__)
 FORMAT_VERSION = 1
 _FLOAT_TYPES = (torch.float32, torch.float16, torch.bfloat16)
 _HALF_LIMIT = 60_000.0  # float16 ends at 65,504
-_HASH_BLOCK = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ def load_model(
     Raises:
         ModelNotFoundError, CorruptFileError, UnsafeFileError, UnsupportedModelError, DownloadError.
     """
-    path, catalogue_id, domain = _locate(path_or_id, progress, check_interrupt)
+    path, entry = _locate(path_or_id, progress, check_interrupt)
     if check_interrupt is not None:
         check_interrupt()
     # Tensors made in inference mode could never be optimised later; ComfyUI runs nodes in it.
@@ -95,8 +97,32 @@ def load_model(
             module = module.to(device)
         identity = fingerprint(module)
     logger.info("Loaded %s from %s (%s, identity %s)", kind.name, path, state.layout, identity)
-    domain = domain or raw.metadata.get("domain") or getattr(getattr(module, "config", None), "domain", None) or None
-    return LoadedModel(kind.name, module, path, identity, catalogue_id, domain, dict(raw.metadata))
+    known = entry.domain if entry else None
+    domain = known or raw.metadata.get("domain") or getattr(getattr(module, "config", None), "domain", None) or None
+    return LoadedModel(kind.name, module, path, identity, entry.id if entry else None, domain, dict(raw.metadata))
+
+
+def load_direction(
+    path_or_id: str | Path,
+    *,
+    progress: Callable[[int, int | None], None] | None = None,
+    check_interrupt: Callable[[], None] | None = None,
+    **options: Any,
+) -> Direction:
+    """Loads one direction from a file of any supported format, or from the catalogue.
+
+    Args:
+        path_or_id: a file, or the id of a catalogue entry of kind "direction", which is downloaded at first use.
+        progress: called with (bytes done, bytes in all or None) during a download.
+        check_interrupt: called during a download; may raise to stop.
+        options: name, component, layers, unit, limits and absolute of `core.directions.load_direction`.
+
+    Raises:
+        InvalidInputError: the id of another kind of model, or a readable file that holds no such direction.
+        ModelNotFoundError, CorruptFileError, UnsafeFileError, DownloadError.
+    """
+    path, _ = _locate(path_or_id, progress, check_interrupt, kind="direction")
+    return directions.load_direction(path, **options)
 
 
 def save_model(
@@ -111,13 +137,17 @@ def save_model(
 
     Args:
         module: a generator or encoder of this package.
-        path: ends in ".safetensors".
+        path: ends in ".safetensors"; missing folders are made.
         metadata: further facts for the header; values become strings.
         dtype: float32, float16 or bfloat16. In the short types, vectors (biases, averages, normalisation statistics)
             and tensors beyond float16's range stay float32.
         architecture: name, where the class does not tell.
+
+    Raises:
+        InvalidInputError: another type or ending, a path that cannot be a file, or a module of unknown architecture.
     """
     path = Path(path)
+    check_destination(path)
     if dtype not in _FLOAT_TYPES:
         raise InvalidInputError(f"dtype {dtype}: expected one of {', '.join(map(str, _FLOAT_TYPES))}.")
     if path.suffix != ".safetensors":
@@ -153,15 +183,16 @@ def convert(
         check_interrupt: called between steps; may raise to stop.
 
     Raises:
-        As `load_model`; InvalidInputError where `dst` is `src`.
+        As `load_model`; InvalidInputError where `dst` is `src`, a folder or below a file.
     """
-    destination = Path(dst)
+    destination = check_destination(dst)
     if destination.suffix != ".safetensors":
-        destination = destination.with_name(destination.name + ".safetensors")
+        destination = check_destination(destination.with_name(destination.name + ".safetensors"))
     loaded = load_model(src, part=part, check_interrupt=check_interrupt)
     if destination.exists() and destination.samefile(loaded.path):
         raise InvalidInputError(f"{destination} is the source itself: give the converted file another name.")
-    metadata = {**loaded.metadata, "source": loaded.path.name, "source_sha256": _sha256(loaded.path, check_interrupt)}
+    digest = catalogue.sha256_of(loaded.path, check_interrupt)
+    metadata = {**loaded.metadata, "source": loaded.path.name, "source_sha256": digest}
     if loaded.catalogue_id:
         metadata["catalogue_id"] = loaded.catalogue_id
     if loaded.domain:
@@ -195,48 +226,31 @@ def _stored(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 def _write_atomically(tensors: dict[str, torch.Tensor], header: dict[str, str], path: Path) -> None:
     from safetensors.torch import save_file
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
-    os.close(handle)
-    try:
+    with replacing(path) as temporary:
         save_file(tensors, temporary, metadata=header)
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
-def _sha256(path: Path, check_interrupt: Callable[[], None] | None) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(_HASH_BLOCK):
-            digest.update(block)
-            if check_interrupt is not None:
-                check_interrupt()
-    return digest.hexdigest()
 
 
 def _locate(
     path_or_id: str | Path,
     progress: Callable[[int, int | None], None] | None,
     check_interrupt: Callable[[], None] | None,
-) -> tuple[Path, str | None, str | None]:
-    """(file, catalogue id, domain). A file of that name comes before a catalogue entry."""
+    kind: str | None = None,
+) -> tuple[Path, catalogue.CatalogueEntry | None]:
+    """(file, catalogue entry); fetches it. A file of that name comes before an entry, which must be of `kind`."""
+    if not isinstance(path_or_id, (str, os.PathLike)):
+        raise InvalidInputError(
+            f"Got {path_or_id!r} of type {type(path_or_id).__name__}: expected the path of a file or a catalogue id."
+        )
     path = Path(path_or_id)
-    if isinstance(path_or_id, Path) or path.is_file() or len(path.parts) != 1:
-        return path, None, None
-    from . import catalogue, hub
-
+    if not isinstance(path_or_id, str) or path.is_file() or len(path.parts) != 1:
+        return path, None
     try:
-        entry = catalogue.find(str(path_or_id))
+        entry = catalogue.find(path_or_id)
     except ModelNotFoundError as error:
         raise ModelNotFoundError(f"{path_or_id}: no such file, and no catalogue entry of that id. {error}") from error
-    fetched = hub.fetch(entry, progress=progress, check_interrupt=check_interrupt)
-    return Path(fetched), entry.id, getattr(entry, "domain", None)
+    if kind is not None and entry.kind != kind:
+        raise InvalidInputError(
+            f"{entry.id} is a model of kind {entry.kind!r} ({entry.title}), expected kind {kind!r}. "
+            "`gan-inversion models` lists every id; load networks with load_model."
+        )
+    return hub.fetch(entry, progress=progress, check_interrupt=check_interrupt), entry

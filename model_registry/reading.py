@@ -13,12 +13,12 @@ import pickle
 import re
 import struct
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -41,6 +41,8 @@ _LEGACY_TORCH_HEAD = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."  # torch.save
 _PICKLE_HEAD = re.compile(rb"\x80[\x02-\x05]|[c(\]}l][\s\S]")
 _MAX_SAFETENSORS_HEADER = 100 * 2**20
 _TEXT_LIMIT = 80
+_MAX_PARTS = 2_000_000  # values in the containers of one file, shared ones counted each time; models have thousands
+_MAX_MODULES = 100_000  # in one network
 _TENSORFLOW_NETWORK = "dnnlib.tflib.network.Network"
 _TORCH_OPTION_TYPES = (
     "argparse.Namespace",
@@ -56,6 +58,7 @@ _READ_ERRORS = (  # what readers raise on damaged input; the list is theirs, not
     *(EOFError, OSError, ValueError, TypeError, LookupError, AttributeError, RuntimeError, AssertionError),
     *(MemoryError, OverflowError, ImportError, struct.error, zipfile.BadZipFile, pickle.UnpicklingError),
 )
+_Part = TypeVar("_Part")
 _EXPECTED = "Expected a safetensors file, a PyTorch .pt / .pth file, or an NVIDIA StyleGAN2 .pkl file."
 
 
@@ -82,7 +85,8 @@ class PickledNetwork:
     @property
     def class_name(self) -> str:
         """Such as "Generator"; the build function's name for a TensorFlow network."""
-        return str(self._meta.get("build_func_name" if self.is_tensorflow else "class_name", ""))
+        name = self._meta.get("build_func_name" if self.is_tensorflow else "class_name", "")
+        return name if isinstance(name, str) else ""
 
     @property
     def version(self) -> int:
@@ -102,10 +106,14 @@ class PickledNetwork:
         """Dotted (torch) or slashed (TensorFlow) variable name -> tensor, as stored. Read on first use."""
         with _one_clear_error(self.path):
             if self.is_tensorflow:
-                return dict(_tensorflow_variables(self._record, ""))
+                return {
+                    prefix + name: torch.as_tensor(_resolve(value))
+                    for prefix, state in _counted(_tensorflow_components(self._record, ""))
+                    for name, value in state.get("variables", ())
+                }
             return {
                 prefix + name: tensor
-                for prefix, state in _torch_modules(self._record, "")
+                for prefix, state in _counted(_torch_modules(self._record, ""))
                 for group in ("_parameters", "_buffers")
                 for name, stored in _mapping(state.get(group)).items()
                 if isinstance(tensor := _resolve(stored), Tensor)
@@ -117,7 +125,7 @@ class PickledNetwork:
         with _one_clear_error(self.path):
             return {
                 prefix + name: _resolve(value)
-                for prefix, state in _torch_modules(self._record, "")
+                for prefix, state in _counted(_torch_modules(self._record, ""))
                 for name, value in state.items()
                 if not name.startswith("_")
             }
@@ -169,6 +177,10 @@ def _one_clear_error(path: Path) -> Iterator[None]:
             f"{path} wants to load and run {error} while it is read. Nothing was executed and the file was not loaded. "
             "Expected tensors and plain values only; use a file from its original publisher, or a safetensors file."
         ) from error
+    except CorruptFileError as error:
+        if str(path) in str(error):
+            raise
+        raise CorruptFileError(f"{path} was not read. {error}") from error
     except GANInversionError:
         raise
     except _READ_ERRORS as error:
@@ -279,12 +291,20 @@ def _torch_modules(record: Any, prefix: str) -> Iterator[tuple[str, Mapping[str,
         yield from _torch_modules(child, f"{prefix}{name}.")
 
 
-def _tensorflow_variables(record: Any, prefix: str) -> Iterator[tuple[str, Tensor]]:
+def _tensorflow_components(record: Any, prefix: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """(slashed prefix, state) of a pickled network and everything under it."""
     state = _mapping(record.state) if isinstance(record, Recorded) else {}
-    for name, value in state.get("variables", ()):
-        yield prefix + name, torch.as_tensor(_resolve(value))
+    yield prefix, state
     for name, component in _mapping(state.get("components")).items():
-        yield from _tensorflow_variables(component, f"{prefix}{name}/")
+        yield from _tensorflow_components(component, f"{prefix}{name}/")
+
+
+def _counted(parts: Iterable[_Part]) -> Iterator[_Part]:
+    """The parts of one network, as long as their number is believable: one module can be its own children's child."""
+    for number, part in enumerate(parts):
+        if number == _MAX_MODULES:
+            raise CorruptFileError(f"It holds a network of more than {_MAX_MODULES:,} parts: damaged or hostile.")
+        yield part
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:
@@ -294,42 +314,83 @@ def _mapping(value: Any) -> Mapping[str, Any]:
 
 
 def _resolve(value: Any) -> Any:
-    """Replaces every `Recorded` by what it stands for: tensors, numbers, dictionaries, `PickledNetwork`."""
-    if isinstance(value, Recorded):
-        return _resolve_record(value)
-    if isinstance(value, Mapping):
-        return {_resolve(key): _resolve(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return type(value)(_resolve(item) for item in value) if type(value) in (list, tuple) else value
-    return value
+    """Replaces every `Recorded` by what it stands for: tensors, numbers, dictionaries, `PickledNetwork`.
+
+    Raises:
+        CorruptFileError: written out in full, the value has more parts than any model. A file of a few hundred bytes
+            can name one list so often inside others that walking or printing it would never end.
+    """
+    return _Resolver().resolve(value)[0]
 
 
-def _resolve_record(record: Recorded) -> Any:
-    name, args = record.name, record.args
-    short = name.rpartition(".")[2]
-    if short in ("Network", "_reconstruct_persistent_obj"):
-        return PickledNetwork(record)
-    if short == "_rebuild_parameter":
-        return _resolve(args[0])
-    if short == "_rebuild_tensor_v2":
-        storage = _resolve(args[0])
-        return torch.empty(0, dtype=storage.dtype).set_(storage._untyped_storage, args[1], args[2], args[3])
-    if short == "_load_from_bytes":
-        return _torch_load(io.BytesIO(_resolve(args[0])))
-    if short == "encode":
-        return args[0].encode("latin1")
-    if short == "_reconstruct":
-        _, shape, dtype, fortran, data = record.state
-        return _array(data, dtype, shape, "F" if fortran else "C")
-    if short == "_frombuffer":
-        return _array(*args)
-    if short == "scalar":
-        return np.frombuffer(_resolve(args[1]), _dtype(args[0]))[0].item()
-    if short == "dtype":
-        return str(_dtype(record))
-    if short in ("PosixPath", "WindowsPath"):
-        return "/".join(map(str, args))
-    return {key: _resolve(item) for part in (record.items, _mapping(record.state)) for key, item in part.items()}
+class _Resolver:
+    """One walk over a value: each shared part is resolved once and counted as often as it occurs."""
+
+    def __init__(self) -> None:
+        # By identity; the part itself is kept too, so that no other object gets its number meanwhile.
+        self._done: dict[int, tuple[Any, Any, int]] = {}
+
+    def resolve(self, value: Any) -> tuple[Any, int]:
+        """(what it stands for, number of parts)."""
+        if not isinstance(value, (Recorded, Mapping, list, tuple)):
+            return value, 1
+        known = self._done.get(id(value))
+        if known is None:
+            resolved, parts = self._resolve(value)
+            if parts > _MAX_PARTS:
+                raise CorruptFileError(
+                    f"It repeats nested lists or dictionaries more than {_MAX_PARTS:,} times: expected tensors and a "
+                    "few options. The file is damaged or hostile; use one from its original publisher."
+                )
+            known = self._done[id(value)] = value, resolved, parts
+        return known[1:]
+
+    def _resolve(self, value: Any) -> tuple[Any, int]:
+        if isinstance(value, Recorded):
+            return self._record(value)
+        if isinstance(value, Mapping):
+            return self._mapping(value)
+        if type(value) not in (list, tuple):
+            return value, 1 + len(value)
+        items = [self.resolve(item) for item in value]
+        return type(value)(item for item, _ in items), 1 + sum(parts for _, parts in items)
+
+    def _mapping(self, mapping: Mapping[Any, Any]) -> tuple[dict[Any, Any], int]:
+        resolved, total = {}, 1
+        for key, item in mapping.items():
+            key, key_parts = self.resolve(key)
+            resolved[key], item_parts = self.resolve(item)
+            total += key_parts + item_parts
+        return resolved, total
+
+    def _record(self, record: Recorded) -> tuple[Any, int]:
+        name, args = record.name, record.args
+        short = name.rpartition(".")[2]
+        if short in ("Network", "_reconstruct_persistent_obj"):
+            return PickledNetwork(record), 1
+        if short == "_rebuild_parameter":
+            return self.resolve(args[0])
+        if short == "_rebuild_tensor_v2":
+            storage = self.resolve(args[0])[0]
+            return torch.empty(0, dtype=storage.dtype).set_(storage._untyped_storage, args[1], args[2], args[3]), 1
+        if short == "_load_from_bytes":
+            return _torch_load(io.BytesIO(self.resolve(args[0])[0])), 1
+        if short == "encode":
+            return args[0].encode("latin1"), 1
+        if short == "_reconstruct":
+            _, shape, dtype, fortran, data = record.state
+            return _array(data, dtype, shape, "F" if fortran else "C"), 1
+        if short == "_frombuffer":
+            return _array(*args), 1
+        if short == "scalar":
+            return np.frombuffer(self.resolve(args[1])[0], _dtype(args[0]))[0].item(), 1
+        if short == "dtype":
+            return str(_dtype(record)), 1
+        if short in ("PosixPath", "WindowsPath"):
+            return "/".join(part for part in args if isinstance(part, str)), 1
+        items, parts = self._mapping(record.items)
+        state, more = self._mapping(_mapping(record.state))
+        return {**items, **state}, parts + more
 
 
 def _array(data: Any, dtype: Any, shape: tuple[int, ...], order: Any) -> Tensor:
@@ -340,8 +401,8 @@ def _array(data: Any, dtype: Any, shape: tuple[int, ...], order: Any) -> Tensor:
 
 def _dtype(record: Any) -> np.dtype:
     """Numbers and booleans only: object arrays would carry arbitrary pickled values."""
-    code = str(_resolve(record.args[0])) if isinstance(record, Recorded) and record.args else "?"
-    if not re.fullmatch(r"[<>=|]?[biuf]\d+", code):
+    code = _resolve(record.args[0]) if isinstance(record, Recorded) and record.args else "?"
+    if not isinstance(code, str) or not re.fullmatch(r"[<>=|]?[biuf]\d+", code):
         raise UnsafeFileError(f"a numpy array of type {code!r} (only numbers are read)")
     order: Any = record.state[1] if isinstance(record.state, tuple) else "="
     return np.dtype(code) if order in ("|", "=") else np.dtype(code).newbyteorder(order)

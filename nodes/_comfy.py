@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ..core.errors import InvalidInputError
 from ..core.imaging import to_pil
+from ._paths import inside
 
 # ComfyUI imports these before any node pack; finding them merely on the path would not mean that it runs.
 RUNNING = {"folder_paths", "comfy.model_management", "comfy.utils"} <= sys.modules.keys()
@@ -73,23 +73,24 @@ def temp_directory() -> Path:
     return Path(_folders.get_temp_directory())
 
 
-def save_path(prefix: str, suffix: str) -> Path:
-    """A new numbered file in the output folder; the prefix may name a subfolder and hold %date% style fields.
+def save_path(prefix: str, suffix: str, width: int = 0, height: int = 0) -> Path:
+    """A new numbered file in the output folder.
 
-    Raises InvalidInputError for a prefix that leads out of the output folder.
+    The prefix may name a subfolder and hold the fields %year%, %month%, %day%, %hour%, %minute%, %second%, %width% and
+    %height%; width and height are pixels. Raises InvalidInputError for a prefix that leads out of the output folder.
     """
     root = output_directory().resolve()
-    target = (root / prefix).resolve()
-    if root not in target.parents:
-        raise InvalidInputError(
-            f"filename_prefix {prefix!r} leads outside the output folder {root}: choose a plain name."
-        )
-    folder, name, number, _, _ = _folders.get_save_image_path(prefix, str(root))
+    inside(root, prefix, "output folder")
+    folder, name, number, _, _ = _folders.get_save_image_path(prefix, str(root), width, height)
     return Path(folder) / f"{name}_{number:05}_{suffix}"
 
 
 def register_model_folder() -> None:
-    """Makes ComfyUI's model folder "stylegan" ours too, keeping what the user or other packs put there."""
+    """Makes ComfyUI's model folder "stylegan" ours too, keeping what the user or other packs put there.
+
+    Its first place is where downloads of every kind go: generators, encoders, directions, detectors and perceptual
+    networks alike, so that one folder holds all that this pack ever fetches.
+    """
     from ..model_registry import catalogue
 
     if RUNNING:

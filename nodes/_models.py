@@ -7,8 +7,9 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from ..core.errors import InvalidInputError, ModelNotFoundError
-from ..model_registry import catalogue
+from ..model_registry import LoadedModel, catalogue
 from ..model_registry.catalogue import BundledSource, CatalogueEntry, ManualSource
+from ._paths import inside, is_file
 
 WEIGHT_SUFFIXES = frozenset({".pt", ".pth", ".pkl", ".ckpt", ".safetensors"})
 DIRECTION_SUFFIXES = frozenset({".pt", ".pth", ".npy", ".npz", ".safetensors"})
@@ -17,6 +18,8 @@ NO_MODEL = "none found"
 _FORMATS = {"rosinality", "nvidia-torch-pickle", "nvidia-tensorflow-pickle", "psp-checkpoint", "safetensors"}
 _ARCHITECTURES = {"generator": {"stylegan2"}, "encoder": {"e4e", "psp", "restyle-e4e", "restyle-psp"}}
 _NOT_DIRECTIONS = {"styleclip-global"}
+_A = {"generator": "a generator", "encoder": "an encoder", "direction": "a direction"}
+_SHOWN = 3  # names suggested in a message
 _DIRECTION_BYTES = 64 * 2**20  # no direction file is larger; weights are
 
 
@@ -34,17 +37,22 @@ def choices(kind: str) -> list[str]:
 def resolve(name: str, kind: str) -> str | Path:
     """A catalogue id as it is, a file's name as its path.
 
-    Raises ModelNotFoundError naming both places; InvalidInputError for a name that leads out of the model folders.
+    Raises ModelNotFoundError naming both places; InvalidInputError for a name that leads out of the model folders, and
+    for a catalogue id of another kind or of a network this package cannot draw with.
     """
     for folder in catalogue.model_dirs(kind):
-        # By name only: users link their models from other disks.
-        path = Path(os.path.normpath(folder / name))
-        if folder not in path.parents:
-            raise InvalidInputError(f"{name!r} leads outside the model folder {folder}: choose a file inside it.")
-        if path.is_file():
+        path = inside(folder, name, "model folder", follow_links=False)
+        if is_file(path):
             return path
-    if any(entry.id == name for entry in catalogue.load_catalogue()):
+    entry = next((entry for entry in catalogue.load_catalogue() if entry.id == name), None)
+    if entry is not None and entry.kind == kind and _usable(entry):
         return name
+    if entry is not None:
+        found = f"a {entry.kind}" if entry.kind[0] not in "aeiou" else f"an {entry.kind}"
+        if entry.kind == kind:
+            found += f" of a form that cannot be used here ({entry.architecture}, {entry.format})"
+        offered = ", ".join(choices(kind)[:_SHOWN])
+        raise InvalidInputError(f"{name!r} is {found}; choose {_A[kind]} from the list, such as {offered}.")
     folders = ", ".join(map(str, catalogue.model_dirs(kind)))
     if name == NO_MODEL:
         raise ModelNotFoundError(f"There is no {kind} to load. Put a file into one of {folders}.")
@@ -73,6 +81,16 @@ def fingerprint(name: str, kind: str) -> str:
     except (InvalidInputError, ModelNotFoundError):
         return name
     return file_fingerprint(found) if isinstance(found, Path) else name
+
+
+def domain_of(loaded: LoadedModel) -> str | None:
+    """What a network draws or encodes ("ffhq", "car"), where its file or the catalogue says so."""
+    if loaded.domain is not None:
+        return loaded.domain
+    size = loaded.path.stat().st_size
+    # A file chosen by its name may still be a published one; the size tells it from others called the same.
+    known = (e for e in catalogue.load_catalogue() if e.file_name == loaded.path.name and e.size == size)
+    return next((entry.domain for entry in known), None)
 
 
 def _usable(entry: CatalogueEntry) -> bool:

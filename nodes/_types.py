@@ -6,6 +6,7 @@ ComfyUI: IMAGE [B, H, W, C] in 0..1, MASK [B, H, W] in 0..1. Library: [B, 3, H, 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -64,6 +65,7 @@ class EncoderWire:
     encoder: Encoder
     name: str
     network: Network
+    domain: str | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,11 +120,22 @@ def mask_out(mask: Tensor) -> Tensor:
     return mask.detach()[:, 0].contiguous().float().to(intermediate_device())
 
 
-def painted(mask: Tensor | None) -> Tensor | None:
-    """The mask, or None for the empty one that LoadImage gives for a picture without transparency."""
-    if mask is None or (tuple(mask.shape[-2:]) == _NO_ALPHA and not mask.any()):
+def painted(mask: Tensor | None, picture: Tensor) -> Tensor | None:
+    """The mask, or None for the empty one of 64x64 that LoadImage gives for a picture without transparency.
+
+    `picture` [B, C, H, W] is the one the mask belongs to: where that is 64x64 itself, an empty mask is a choice.
+    """
+    if mask is None:
         return None
-    return mask
+    stands_for_none = tuple(mask.shape[-2:]) == _NO_ALPHA and tuple(picture.shape[-2:]) != _NO_ALPHA
+    return None if stands_for_none and not mask.any() else mask
+
+
+def check_finite(**numbers: float) -> None:
+    """Raises InvalidInputError naming the first input that is NaN or infinite; widgets refuse them, links do not."""
+    for name, number in numbers.items():
+        if not math.isfinite(number):
+            raise InvalidInputError(f"Input {name!r} is {number}: expected a finite number.")
 
 
 def item(batch: Tensor, index: int) -> Tensor:

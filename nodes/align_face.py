@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,8 @@ from ._types import (
 
 _YUNET = "yunet"
 _CHOICES = ["largest", "left", "right", "centre", "index"]
+_POINTS = "landmarks_xy"
+_LARGEST_SIDE = 8  # of a face, in longer sides of its picture
 _SOCKET_ONLY = {"forceInput": True}  # newer editors would draw a widget for these types
 
 
@@ -71,7 +73,8 @@ class GANInversionAlignFace(io.ComfyNode):
                     options=["auto", "yunet", "cascade"],
                     default="auto",
                     optional=True,
-                    tooltip="yunet is the better detector (0.2 MB, downloaded at first use, needs OpenCV); cascade "
+                    tooltip="yunet is the better detector (0.2 MB, downloaded into models/stylegan at first "
+                    "use, needs OpenCV); cascade "
                     "works without any download; auto takes yunet where its file is present. Ignored when landmarks or "
                     "boxes are connected.",
                 ),
@@ -152,13 +155,17 @@ class GANInversionAlignFace(io.ComfyNode):
         crops: list[CropTransform | None] = []
         lines: list[str] = []
         for number, photo in enumerate(photos.split(1)):
-            faces = find(number, photo)
+            faces, problems = find(number, photo)
             face = select_face(faces, choose, index)
-            crop = None if face is None else face.crop_transform(frame, side)
-            aligned.append(align(photo, crop or CropTransform.whole_square(frame, side)))
+            try:
+                crop, square = (None, None) if face is None else _cut(photo, face, side)
+            except InvalidInputError as error:  # the points of another node lie outside the picture
+                face, crop, square, faces, problems = None, None, None, [], [*problems, str(error)]
+            aligned.append(align(photo, CropTransform.whole_square(frame, side)) if square is None else square)
             masks.append(torch.zeros(1, 1, *frame) if crop is None else footprint_mask(crop, feather=mask_feather))
             crops.append(crop)
-            lines.append(f"Image {number + 1} of {len(photos)}: {_words(faces, face, crop, index)}")
+            told = "".join(f" [{problem}]" for problem in problems)
+            lines.append(f"Image {number + 1} of {len(photos)}: {_words(faces, face, crop, index)}{told}")
             report(number + 1)
         if detector == "auto" and face_landmarks is None and bounding_box is None and _yunet_file() is None:
             lines.append("The detector yunet finds more faces: choose it once to download its file (0.2 MB).")
@@ -167,37 +174,81 @@ class GANInversionAlignFace(io.ComfyNode):
         )
 
 
-def _finder(count: int, detector: str, face_landmarks: Any, bounding_box: Any) -> Any:
-    """A function (index of the photograph, photograph [1, 3, H, W]) -> faces."""
+def _cut(photo: Tensor, face: Face, side: int) -> tuple[CropTransform, Tensor]:
+    crop = face.crop_transform((photo.shape[2], photo.shape[3]), side)
+    _check_size(crop.side, crop.side, photo)
+    return crop, align(photo, crop)
+
+
+def _check_size(width: float, height: float, photo: Tensor) -> None:
+    rows, columns = photo.shape[-2:]
+    # Written so that NaN is refused too.
+    if not max(width, height) <= _LARGEST_SIDE * max(rows, columns):
+        raise InvalidInputError(f"A face of {width:g}x{height:g} px does not fit a picture of {columns}x{rows}.")
+
+
+_Found = tuple[list[Face], list[str]]  # faces of one photograph, and why others were left out
+
+
+def _finder(count: int, detector: str, face_landmarks: Any, bounding_box: Any) -> Callable[[int, Tensor], _Found]:
+    """A function of (index of the photograph, photograph [1, 3, H, W])."""
     if face_landmarks is not None:
-        given = face_landmarks.get("frames") if isinstance(face_landmarks, dict) else face_landmarks
+        given = face_landmarks
+        if isinstance(given, dict) and _POINTS not in given:
+            given = given.get("frames")
         frames = _per_image(given, count, "face_landmarks")
-        return lambda number, _: [face_from_landmarks(face["landmarks_xy"]) for face in frames[number]]
+        return lambda number, _: _usable(frames[number], "landmarks", lambda face: face_from_landmarks(face[_POINTS]))
     if bounding_box is not None:
         boxes = _per_image(bounding_box, count, "bounding_box")
-        return lambda number, photo: _in_boxes(photo, boxes[number])
+        return lambda number, photo: _usable(boxes[number], "box", lambda box: _in_box(photo, box))
     if detector == "yunet":
         yunet = hub.fetch(_YUNET, progress=progress(), check_interrupt=check_interrupt)
     else:
         yunet = _yunet_file()
-    return lambda _, photo: detect_faces(photo, detector, yunet_path=yunet)[0]
+    return lambda _, photo: (detect_faces(photo, detector, yunet_path=yunet)[0], [])
 
 
-def _in_boxes(photo: Tensor, boxes: Sequence[dict[str, float]]) -> list[Face]:
-    sides = [(box["x"], box["y"], box["width"], box["height"]) for box in boxes]
-    found = [face_from_bounding_box(photo, box) for box in sides]
-    return [face for face in found if face is not None]
+def _usable(given: Sequence[Any], what: str, make: Callable[[Any], Face | None]) -> _Found:
+    """The faces that can be made; one that another node got wrong must not end a batch."""
+    faces: list[Face] = []
+    problems: list[str] = []
+    for number, one in enumerate(given):
+        try:
+            face = make(one)
+        except (InvalidInputError, LookupError, TypeError, ValueError, OverflowError) as error:
+            reason = f"has no {error}" if isinstance(error, KeyError) else f"cannot be used: {error}"
+            problems.append(f"{what} {number + 1} {reason}")
+        else:
+            if face is None:
+                problems.append(f"{what} {number + 1} holds no face")
+            else:
+                faces.append(face)
+    return faces, problems
 
 
-def _per_image(given: Any, count: int, name: str) -> list[list[dict[str, Any]]]:
-    """ComfyUI's boxes and landmarks come as one, as a list for one image, or as a list of lists: one list per image."""
+def _in_box(photo: Tensor, box: Mapping[str, float]) -> Face | None:
+    x, y, width, height = (float(box[name]) for name in ("x", "y", "width", "height"))
+    _check_size(width, height, photo)
+    return face_from_bounding_box(photo, (x, y, width, height))
+
+
+def _per_image(given: Any, count: int, name: str) -> list[list[Any]]:
+    """ComfyUI's boxes and landmarks come as one, as a list for one image, or as a list of lists: one list per image.
+
+    An empty list says that no face was found in any image. Faces themselves are not looked at here.
+    """
     if isinstance(given, dict):
         given = [[given]]
-    elif isinstance(given, (list, tuple)) and all(isinstance(one, dict) for one in given):
-        given = [list(given)] if count == 1 else [[one] for one in given]
-    lists = isinstance(given, (list, tuple)) and all(isinstance(one, (list, tuple)) for one in given)
+    elif isinstance(given, (list, tuple)):
+        if not given:
+            given = [[]]
+        elif count == 1 and all(isinstance(one, dict) for one in given):
+            given = [given]
+        elif any(one is None or isinstance(one, (dict, list, tuple)) for one in given):
+            given = [[] if one is None else one if isinstance(one, (list, tuple)) else [one] for one in given]
+    lists = isinstance(given, list) and all(isinstance(one, (list, tuple)) for one in given)
     if lists and len(given) in (1, count):
-        return [list(one) for one in (given if len(given) == count else list(given) * count)]
+        return [list(one) for one in (given if len(given) == count else given * count)]
     found = f"a list of {len(given)}" if isinstance(given, (list, tuple)) else type(given).__name__
     raise InvalidInputError(
         f"Input {name!r} is {found}: expected faces for {count} image(s), found on the same pictures."

@@ -6,7 +6,7 @@ import logging
 
 from ..core.editing import Direction, Edit
 from ._comfy import EXPERT, io, schema
-from ._types import DirectionSocket, InversionSocket, InversionWire, layer_range
+from ._types import DirectionSocket, InversionSocket, InversionWire, check_finite, layer_range
 
 logger = logging.getLogger(__name__)
 
@@ -78,6 +78,7 @@ class GANInversionApplyDirection(io.ComfyNode):
         last_layer: int = -1,
     ) -> io.NodeOutput:
         """The same inversion with a longer edit."""
+        check_finite(strength=strength)
         layers = layer_range(first_layer, last_layer, inversion.generator.generator.num_ws)
         # Refuses a direction of another shape here, where the user can see which one it is.
         direction.delta(inversion.inversion.w_plus[:1], strength, layers)

@@ -8,7 +8,7 @@ from torch import Tensor
 from ..core.blending import MERGE_MODES, blend, feather, match_mask, merge_masks
 from ..core.imaging import resize_antialiased
 from ._comfy import io, schema
-from ._types import channels_first, channels_last, common_batch, item, mask_out, painted
+from ._types import channels_first, channels_last, check_finite, common_batch, item, mask_out, painted
 
 _TAKE, _KEEP = "image inside mask", "source inside mask"
 
@@ -57,7 +57,10 @@ class GANInversionBlend(io.ComfyNode):
                     "selected.",
                 ),
                 io.Mask.Input(
-                    "painted_mask", optional=True, tooltip="A second mask, such as one painted by hand, merged in."
+                    "painted_mask",
+                    optional=True,
+                    tooltip="A second mask, such as one painted by hand, merged in. The empty 64x64 mask that Load "
+                    "Image gives for a picture without transparency counts as no mask, unless the source is 64x64.",
                 ),
                 io.Combo.Input(
                     "merge",
@@ -87,9 +90,10 @@ class GANInversionBlend(io.ComfyNode):
         merge: str = "union",
     ) -> io.NodeOutput:
         """Blends in ComfyUI's own range, so that untouched pixels keep their bits."""
+        check_finite(feather=feather)
         base, new = channels_first(source, "source"), channels_first(image, "image")
         size = (base.shape[2], base.shape[3])
-        chosen = _merged(mask, painted(painted_mask), merge, size)
+        chosen = _merged(mask, painted(painted_mask, base), merge, size)
         batch = common_batch(source=len(base), image=len(new), mask=len(chosen))
         chosen = _softened(chosen, feather, grow)
         if tuple(new.shape[-2:]) != size:

@@ -9,7 +9,7 @@ from ..core.errors import InvalidInputError
 from ..core.imaging import from_pil
 from ..core.latents import sweep
 from ._comfy import io, load_models, progress, schema
-from ._types import DirectionSocket, InversionSocket, InversionWire, to_comfy
+from ._types import DirectionSocket, InversionSocket, InversionWire, check_finite, to_comfy
 
 _OWN, _CUSTOM = "direction's own", "from low to high"
 
@@ -110,6 +110,7 @@ class GANInversionDirectionSweep(io.ComfyNode):
         cell: int = 256,
     ) -> io.NodeOutput:
         """Grid, frames and labels."""
+        check_finite(low=low, high=high)
         if range == _CUSTOM and low == high:
             raise InvalidInputError(f"low and high are both {low:g}: expected two different strengths.")
         limits = (low, high) if range == _CUSTOM else direction.limits

@@ -4,14 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 
-from ..core.discovery import direction_from_pairs, direction_from_sets, pca_of_w, sefa
+from ..core.discovery import calibrate, direction_from_pairs, direction_from_sets, pca_of_w, sample_w, sefa
 from ..core.editing import Direction
 from ..core.errors import InvalidInputError
 from ._comfy import EXPERT, io, load_models, schema
-from ._types import DirectionSocket, GeneratorSocket, GeneratorWire, InversionSocket, InversionWire, layer_range
+from ._types import (
+    DirectionSocket,
+    GeneratorSocket,
+    GeneratorWire,
+    InversionSocket,
+    InversionWire,
+    check_same_generator,
+    layer_range,
+)
 from .load_direction import in_words
 
 _SEFA, _PCA, _PAIRS, _SETS = "SeFa", "PCA", "from pairs", "from two sets"
+_CALIBRATION_SAMPLES = 2000  # a second for the largest generator on a CPU
 
 
 class GANInversionDiscoverDirections(io.ComfyNode):
@@ -27,7 +36,7 @@ class GANInversionDiscoverDirections(io.ComfyNode):
             description=(
                 "Makes a direction for any generator without labels: SeFa factorises its weights, PCA (GANSpace) its "
                 "codes. Or from inverted pictures without and with an attribute, as pairs of the same person or as two "
-                "sets. Look at them with Direction Sweep."
+                "sets. Strength 1 is one standard deviation of this generator's codes. Look at them with Direction Sweep."
             ),
             search_aliases=["sefa", "ganspace", "pca", "interfacegan", "unsupervised directions"],
             inputs=[
@@ -104,7 +113,9 @@ class GANInversionDiscoverDirections(io.ComfyNode):
             ],
             outputs=[
                 DirectionSocket.Output(display_name="direction", tooltip="For Apply Direction and Direction Sweep."),
-                io.String.Output(display_name="info", tooltip="Name, natural range, layers and how it was made."),
+                io.String.Output(
+                    display_name="info", tooltip="Name, natural range, layers, how it was made and calibrated."
+                ),
             ],
         )
 
@@ -127,20 +138,30 @@ class GANInversionDiscoverDirections(io.ComfyNode):
         layers = layer_range(first_layer, last_layer, network.num_ws)
         load_models([generator.network])
         if method == _SEFA:
-            direction = sefa(network, index + 1, layers)[index]
+            found = sefa(network, index + 1, layers)[index]
         elif method == _PCA:
-            direction = pca_of_w(network, index + 1, samples, seed, layers=layers)[index]
+            found = pca_of_w(network, index + 1, samples, seed, layers=layers)[index]
         else:
             if without is None or with_attribute is None:
                 raise InvalidInputError(
                     f"Method {method!r} needs the inputs 'without' and 'with_attribute': connect both."
                 )
+            for wire, socket in ((without, "without"), (with_attribute, "with_attribute")):
+                check_same_generator(wire.generator, generator, f"Inputs {socket!r} and 'generator'")
             a, b = without.inversion.w_plus, with_attribute.inversion.w_plus
             make = direction_from_pairs if method == _PAIRS else direction_from_sets
-            direction = make(a, b, name or "discovered", layers=layers, generator=network)
-        return io.NodeOutput(*_named(direction, name))
+            found = make(a, b, name or "discovered", layers=layers, generator=network)
+        direction = calibrate(found, network, sample_w(network, _CALIBRATION_SAMPLES))
+        direction = dataclasses.replace(direction, name=name or direction.name)
+        return io.NodeOutput(direction, f"{in_words(direction)} {_calibration(found, direction, method, generator)}")
 
 
-def _named(direction: Direction, name: str) -> tuple[Direction, str]:
-    direction = dataclasses.replace(direction, name=name or direction.name)
-    return direction, in_words(direction)
+def _calibration(found: Direction, direction: Direction, method: str, generator: GeneratorWire) -> str:
+    low, high = direction.limits
+    text = (
+        f"Calibrated on {_CALIBRATION_SAMPLES} random codes of {generator.name}: strength 1 is one standard deviation, "
+        f"{low:g} to {high:g} are natural."
+    )
+    if method in (_PAIRS, _SETS):
+        text += f" The whole step between the two groups is strength {found.unit / direction.unit:.3g}."
+    return text

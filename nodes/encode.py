@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 from torch import Tensor
 
 from ..core.inversion import Inversion
@@ -20,6 +22,8 @@ from ._types import (
     to_comfy,
     to_core,
 )
+
+logger = logging.getLogger(__name__)
 
 _CHUNK = 4  # images per pass
 _ENCODER_BYTES = 400 * 2**20  # activations of an IR-SE50 at 256 px, for one image
@@ -42,7 +46,11 @@ class GANInversionEncode(io.ComfyNode):
             search_aliases=["inversion", "e4e", "psp", "restyle", "invert photo", "gan inversion"],
             inputs=[
                 io.Image.Input("image", tooltip="Aligned squares, as Align Face gives them; any size."),
-                EncoderSocket.Input("encoder", tooltip="From Load Encoder; trained for this generator."),
+                EncoderSocket.Input(
+                    "encoder",
+                    tooltip="From Load Encoder; trained for this generator. The log warns "
+                    "where their kinds of pictures differ.",
+                ),
                 GeneratorSocket.Input("generator", tooltip="From Load StyleGAN."),
                 CropSocket.Input(
                     "crop",
@@ -83,6 +91,15 @@ class GANInversionEncode(io.ComfyNode):
         report = progress(2 * count)
         network, module = encoder.encoder, generator.generator
         fitted = fit_to_generator(target, module, network)
+        if None not in (encoder.domain, generator.domain) and encoder.domain != generator.domain:
+            logger.warning(
+                "Encoder %s was trained on %s pictures, generator %s draws %s: the codes fit in shape only, and the "
+                "result may not resemble the photograph. Choose an encoder for this generator.",
+                encoder.name,
+                encoder.domain,
+                generator.name,
+                generator.domain,
+            )
         memory = _ENCODER_BYTES * min(count, _CHUNK) + generator.activation_bytes
         device = load_models([encoder.network, generator.network], memory)
 

@@ -33,8 +33,8 @@ class GANInversionLoadDirection(io.ComfyNode):
                 io.Combo.Input(
                     "direction",
                     options=_models.choices("direction"),
-                    tooltip="Bundled directions first, then catalogue ones (a few kB to 6 MB), then your own files in "
-                    "models/stylegan. A direction only fits the generator it was made for.",
+                    tooltip="Bundled directions first, then catalogue ones (a few kB to 6 MB, downloaded once into "
+                    "models/stylegan), then your own files there. A direction only fits the generator it was made for.",
                 ),
                 io.String.Input(
                     "component",

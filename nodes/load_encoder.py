@@ -30,8 +30,8 @@ class GANInversionLoadEncoder(io.ComfyNode):
                 io.Combo.Input(
                     "model",
                     options=_models.choices("encoder"),
-                    tooltip="Bundled models first, then catalogue models (downloaded once, about 1.2 GB each), then "
-                    "your own files in models/stylegan. e4e codes are the easiest to edit, ReStyle is closer to the "
+                    tooltip="Bundled models first, then catalogue models (downloaded once into models/stylegan, "
+                    "about 1.2 GB each), then your own files there. e4e codes are the easiest to edit, ReStyle is closer to the "
                     "photograph.",
                 )
             ],
@@ -59,4 +59,4 @@ class GANInversionLoadEncoder(io.ComfyNode):
                 "choose a generator in Load StyleGAN."
             )
         name = loaded.catalogue_id or loaded.path.name
-        return io.NodeOutput(EncoderWire(loaded.module, name, Network.of(loaded.module)))
+        return io.NodeOutput(EncoderWire(loaded.module, name, Network.of(loaded.module), _models.domain_of(loaded)))

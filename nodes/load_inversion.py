@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from ..core.errors import InvalidInputError, ModelNotFoundError
 from ..core.inversion import Inversion
 from ._comfy import input_directory, intermediate_device, io, output_directory, schema
 from ._models import file_fingerprint, files_below
+from ._paths import inside, is_file
 from ._types import CropSocket, CropsWire, GeneratorSocket, GeneratorWire, InversionSocket, InversionWire, to_comfy
 
 _SUFFIX = ".safetensors"
@@ -79,11 +79,11 @@ def _choices() -> list[str]:
 
 
 def _path(file: str) -> Path:
+    if not isinstance(file, str):
+        raise InvalidInputError(f"{file!r} is no file name: expected the name of a file of Save Inversion.")
     folder = input_directory() if file.endswith(_INPUT) else output_directory()
-    path = Path(os.path.normpath(folder / file.removesuffix(_INPUT)))
-    if Path(os.path.normpath(folder)) not in path.parents:
-        raise InvalidInputError(f"{file!r} leads outside the folder {folder}: choose a file inside it.")
-    if not path.is_file():
+    path = inside(folder, file.removesuffix(_INPUT), "folder", follow_links=False)
+    if not is_file(path):
         raise ModelNotFoundError(
             f"{path}: no such inversion file. Save one with Save Inversion, or choose one from the list."
         )

@@ -33,8 +33,8 @@ class GANInversionLoadStyleGAN(io.ComfyNode):
                 io.Combo.Input(
                     "model",
                     options=_models.choices("generator"),
-                    tooltip="Bundled models first, then catalogue models (downloaded once, up to 400 MB), then your "
-                    "own files in models/stylegan.",
+                    tooltip="Bundled models first, then catalogue models (downloaded once into models/stylegan, up to "
+                    "400 MB), then your own files there. Downloads of every kind go to that one folder.",
                 ),
                 io.Combo.Input(
                     "dtype",
@@ -72,5 +72,5 @@ class GANInversionLoadStyleGAN(io.ComfyNode):
         name = loaded.catalogue_id or loaded.path.name
         network = Network.of(loaded.module)
         return io.NodeOutput(
-            GeneratorWire(loaded.module, loaded.identity, name, network, _DTYPES[dtype], loaded.domain)
+            GeneratorWire(loaded.module, loaded.identity, name, network, _DTYPES[dtype], _models.domain_of(loaded))
         )

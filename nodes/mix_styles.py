@@ -8,7 +8,16 @@ from ..core.inversion import Inversion
 from ..core.latents import mix_styles
 from ._comfy import io, progress, schema
 from ._drawing import draw
-from ._types import InversionSocket, InversionWire, check_same_generator, common_batch, item, layer_range, to_comfy
+from ._types import (
+    InversionSocket,
+    InversionWire,
+    check_finite,
+    check_same_generator,
+    common_batch,
+    item,
+    layer_range,
+    to_comfy,
+)
 
 
 class GANInversionMixStyles(io.ComfyNode):
@@ -78,6 +87,7 @@ class GANInversionMixStyles(io.ComfyNode):
         amount: float = 1.0,
     ) -> io.NodeOutput:
         """Codes mixed row by row; what refining nodes added belongs to the old pictures and is left out."""
+        check_finite(amount=amount)
         check_same_generator(inversion.generator, style.generator, "Inputs 'inversion' and 'style'")
         wire, base, other = inversion.generator, inversion.inversion, style.inversion
         count = common_batch(inversion=len(base), style=len(other))

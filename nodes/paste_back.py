@@ -9,7 +9,17 @@ from ..core.alignment import CropTransform, footprint_mask, paste_back
 from ..core.blending import blend, match_mask
 from ..core.imaging import resize_antialiased
 from ._comfy import io, progress, schema
-from ._types import CropSocket, CropsWire, channels_first, channels_last, common_batch, item, mask_out, painted
+from ._types import (
+    CropSocket,
+    CropsWire,
+    channels_first,
+    channels_last,
+    check_finite,
+    common_batch,
+    item,
+    mask_out,
+    painted,
+)
 
 _CROP, _PHOTO = "crop", "photo"
 
@@ -45,7 +55,9 @@ class GANInversionPasteBack(io.ComfyNode):
                 io.Mask.Input(
                     "mask",
                     optional=True,
-                    tooltip="Where the edit may show, 1 is there. Any size; one mask serves a whole batch.",
+                    tooltip="Where the edit may show, 1 is there. Any size; one mask serves a whole batch. The empty "
+                    "64x64 mask that Load Image gives for a picture without transparency counts as no mask, unless the "
+                    "picture that mask_on names is 64x64.",
                 ),
                 io.Float.Input(
                     "feather",
@@ -85,9 +97,10 @@ class GANInversionPasteBack(io.ComfyNode):
         mask_on: str = _CROP,
     ) -> io.NodeOutput:
         """Pastes in ComfyUI's own range, so that untouched pixels keep their bits."""
+        check_finite(feather=feather)
         photos, crops = channels_first(photo, "photo"), channels_first(edited, "edited")
         before = None if unedited is None else channels_first(unedited, "unedited")
-        region = painted(mask)
+        region = painted(mask, crops if mask_on == _CROP else photos)
         region = None if region is None else region.reshape(-1, *region.shape[-2:])
         sizes = {"photo": len(photos), "edited": len(crops), "crop": len(crop.crops)}
         if before is not None:

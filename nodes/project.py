@@ -11,8 +11,19 @@ from torch import Tensor
 from ..core.errors import InvalidInputError
 from ..core.generator import Generator
 from ..core.inversion import Inversion
+from ..core.losses import Distance, multiscale_distance
 from ..core.projection import ProjectionConfig, project
-from ._comfy import EXPERT, Progress, intermediate_device, io, load_models, optimising, progress, schema
+from ._comfy import (
+    EXPERT,
+    Progress,
+    check_interrupt,
+    intermediate_device,
+    io,
+    load_models,
+    optimising,
+    progress,
+    schema,
+)
 from ._drawing import draw, fit_to_generator
 from ._types import (
     CropSocket,
@@ -21,6 +32,7 @@ from ._types import (
     GeneratorWire,
     InversionSocket,
     InversionWire,
+    check_finite,
     check_same_generator,
     common_batch,
     crops_for,
@@ -29,6 +41,7 @@ from ._types import (
     to_core,
 )
 
+_MULTI_SCALE, _LPIPS = "multi-scale", "lpips-vgg"
 _SPACES = {"W+": "w-plus", "W": "w"}
 _GRADIENT_COPIES = 4  # activations kept for the backward pass, in forward passes
 
@@ -110,6 +123,16 @@ class GANInversionProject(io.ComfyNode):
                     tooltip="Keeps codes near the average one, so that they stay editable: 0 is closest to the "
                     "photograph, above 0.02 likeness suffers.",
                 ),
+                io.Combo.Input(
+                    "distance",
+                    options=[_MULTI_SCALE, _LPIPS],
+                    default=_MULTI_SCALE,
+                    optional=True,
+                    **EXPERT,
+                    tooltip="What the optimiser takes for likeness: multi-scale compares pixels at several sizes and "
+                    "needs no file; lpips-vgg compares features as people see them, is closer to the photograph and "
+                    "slower, needs the packages lpips and torchvision, and downloads 553 MB once into models/stylegan.",
+                ),
             ],
             outputs=[
                 InversionSocket.Output(display_name="inversion", tooltip="For Apply Direction, Render and the others."),
@@ -131,8 +154,10 @@ class GANInversionProject(io.ComfyNode):
         seed: int = 0,
         learning_rate: float = 0.05,
         pull_to_average: float = 0.002,
+        distance: str = _MULTI_SCALE,
     ) -> io.NodeOutput:
         """One optimisation after another, so that memory does not grow with the batch."""
+        check_finite(learning_rate=learning_rate, pull_to_average=pull_to_average)
         target = fit_to_generator(to_core(image), generator.generator)
         count = len(target)
         crops = tuple(crops_for(crop, count))
@@ -145,6 +170,7 @@ class GANInversionProject(io.ComfyNode):
         config = ProjectionConfig(
             space=_SPACES[space], steps=steps, learning_rate=learning_rate, mean_weight=pull_to_average, seed=seed
         )
+        measure = _distance(distance)
         report = progress(count * (steps + 1))
         device = load_models([generator.network], _GRADIENT_COPIES * generator.activation_bytes)
         codes: list[Tensor] = []
@@ -153,7 +179,9 @@ class GANInversionProject(io.ComfyNode):
             for index, photo in enumerate(target.split(1)):
                 begin = None if start is None else item(start.inversion.w_plus, index).clone().to(device)
                 photo = photo.clone().to(device)
-                found = project(photo, network, config, start=begin, progress=_offset(report, index * steps))
+                found = project(
+                    photo, network, config, start=begin, distance=measure, progress=_offset(report, index * steps)
+                )
                 codes.append(found.w_plus.to(intermediate_device()))
         info = {**found.info, "generator": generator.name}
         inversion = Inversion(
@@ -161,6 +189,16 @@ class GANInversionProject(io.ComfyNode):
         )
         drawn = draw(inversion, generator, None, report, done=count * steps)
         return io.NodeOutput(InversionWire(inversion, generator), to_comfy(drawn))
+
+
+def _distance(name: str) -> Distance:
+    if name == _MULTI_SCALE:
+        return multiscale_distance
+    from ..model_registry import perceptual_distance
+
+    # Weights made in inference mode could not take part in an optimisation.
+    with optimising():
+        return perceptual_distance(name, progress=progress(), check_interrupt=check_interrupt)
 
 
 def _differentiable(generator: Generator) -> Generator:

@@ -10,7 +10,7 @@ from ..core.inversion import Inversion
 from ..core.latents import sample
 from ._comfy import intermediate_device, io, load_models, progress, schema
 from ._drawing import draw
-from ._types import GeneratorSocket, GeneratorWire, InversionSocket, InversionWire, to_comfy
+from ._types import GeneratorSocket, GeneratorWire, InversionSocket, InversionWire, check_finite, to_comfy
 
 _SEEDS = 2**64
 
@@ -72,6 +72,7 @@ class GANInversionSample(io.ComfyNode):
     @classmethod
     def execute(cls, generator: GeneratorWire, seed: int = 0, psi: float = 0.7, count: int = 1) -> io.NodeOutput:
         """Codes and their pictures."""
+        check_finite(psi=psi)
         network = generator.generator
         load_models([generator.network], generator.activation_bytes)
         seeds = [(seed + offset) % _SEEDS for offset in range(count)]

@@ -28,8 +28,8 @@ class GANInversionSaveInversion(io.ComfyNode):
                     "filename_prefix",
                     default="inversions/inversion",
                     optional=True,
-                    tooltip="Start of the file name; may name a subfolder of the output folder. A 1024 px portrait "
-                    "takes 13 MB.",
+                    tooltip="Start of the file name; may name a subfolder of the output folder and hold %year%, %month%, "
+                    "%day%, %hour%, %minute%, %second%, %width% and %height%. A 1024 px portrait takes 13 MB.",
                 ),
             ],
             outputs=[io.String.Output(display_name="file", tooltip="The file's name within the output folder.")],
@@ -39,6 +39,7 @@ class GANInversionSaveInversion(io.ComfyNode):
     @classmethod
     def execute(cls, inversion: InversionWire, filename_prefix: str = "inversions/inversion") -> io.NodeOutput:
         """Writes the file and shows its name."""
-        path = inversion.inversion.save(save_path(filename_prefix, ".safetensors"))
+        height, width = inversion.inversion.image.shape[-2:]
+        path = inversion.inversion.save(save_path(filename_prefix, ".safetensors", width, height))
         name = path.resolve().relative_to(output_directory().resolve()).as_posix()
         return io.NodeOutput(name, ui=ui.PreviewText(f"Saved {name}"))

@@ -9,7 +9,6 @@ import ctypes
 import dataclasses
 import json
 import math
-import os
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -18,6 +17,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
+
+from ..files import replacing
 
 if TYPE_CHECKING:
     from .morphs import MorphModel
@@ -54,10 +55,8 @@ def update_ema(ema: nn.Module, module: nn.Module, decay: float) -> None:
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     """Writes beside the target and renames, so that an interrupt leaves the previous checkpoint whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".part")
-    torch.save(state, temporary)
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        torch.save(state, temporary)
 
 
 def load_checkpoint(path: Path) -> dict[str, Any] | None:

@@ -17,8 +17,9 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 
 from ..errors import InvalidInputError
+from ..files import replacing
 from ..landmarks import LandmarkNet
-from .common import PORTRAITS_CREDIT, SaveModel, keep_freed_memory
+from .common import PORTRAITS_CREDIT, SaveModel, keep_freed_memory, load_checkpoint, save_checkpoint
 from .landmark_samples import FIVE_GROUPS, LandmarkTrainingConfig, build_pool, sample_batch
 
 logger = logging.getLogger(__name__)
@@ -52,12 +53,13 @@ def train(
     )
     average = {name: value.detach().clone() for name, value in net.state_dict().items()}
     checkpoint, first_step = out.with_suffix(".checkpoint.pt"), 0
-    if checkpoint.is_file():
-        state = torch.load(checkpoint, weights_only=True)
+    state = load_checkpoint(checkpoint)
+    if state is not None:
         net.load_state_dict(state["net"])
         optimiser.load_state_dict(state["optimiser"])
         schedule.load_state_dict(state["schedule"])
-        average, first_step = state["average"], int(state["step"])
+        average = {name: value.to(device) for name, value in state["average"].items()}
+        first_step = int(state["step"])
     generator = torch.Generator().manual_seed(config.seed + first_step)
     started = time.monotonic()
     for step in range(first_step, config.steps):
@@ -77,14 +79,13 @@ def train(
             seconds = time.monotonic() - started
             logger.info("step %d  loss %.4f  error %.4f eye distances  %.0f s", step + 1, float(loss), error, seconds)
         if (step + 1) % config.save_every == 0:
-            out.parent.mkdir(parents=True, exist_ok=True)
-            torch.save({"net": net.state_dict(), "optimiser": optimiser.state_dict(), "schedule": schedule.state_dict(),
-                        "average": average, "step": step + 1}, checkpoint)  # fmt: skip
+            state = {"net": net.state_dict(), "optimiser": optimiser.state_dict(), "schedule": schedule.state_dict()}
+            save_checkpoint(checkpoint, {**state, "average": average, "step": step + 1})
     tensors = {name: value.half() if value.is_floating_point() else value for name, value in average.items()}
-    out.parent.mkdir(parents=True, exist_ok=True)
     metadata = {"architecture": "landmarks", "credit": PORTRAITS_CREDIT, "config": json.dumps(asdict(config)),
                 "licence": "MIT", "teacher": "none" if teacher is None else Path(teacher).name}  # fmt: skip
-    save_file({name: value.contiguous().cpu() for name, value in tensors.items()}, out, metadata=metadata)
+    with replacing(out) as temporary:
+        save_file({name: value.contiguous().cpu() for name, value in tensors.items()}, temporary, metadata=metadata)
     checkpoint.unlink(missing_ok=True)
     return out
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import time
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,8 @@ from torch import Tensor
 from ...core.errors import CorruptFileError, InvalidInputError
 from .. import _comfy
 from .._comfy import io
+from .._paths import inside, is_file
+from .stand_in import get_save_image_path
 
 _NO_ALPHA = (64, 64)  # size of the empty mask that comes with an opaque picture
 _SAVE_COMPRESSION, _PREVIEW_COMPRESSION = 4, 1
@@ -38,15 +39,12 @@ def _pictures() -> list[str]:
 def _picture_file(name: str) -> Path:
     """File of an input picture; a name may carry ComfyUI's suffix " [input]", " [output]" or " [temp]"."""
     folders = {"input": _comfy.input_directory, "output": _comfy.output_directory, "temp": _comfy.temp_directory}
-    match = re.fullmatch(r"(.*) \[(input|output|temp)\]", name)
+    match = re.fullmatch(r"(.*) \[(input|output|temp)\]", name) if isinstance(name, str) else None
     plain, kind = (match[1], match[2]) if match else (name, "input")
-    folder = Path(folders[kind]()).resolve()
-    path = (folder / plain).resolve()
-    if folder not in path.parents:
-        raise InvalidInputError(
-            f"{name}: lies outside the {kind} folder {folder}. Put the picture there, or name another folder with --input-dir."
-        )
-    return path
+    try:
+        return inside(folders[kind](), plain, f"{kind} folder")
+    except InvalidInputError as error:
+        raise InvalidInputError(f"{error} --input-dir names another folder.") from None
 
 
 def _check_picture(name: str) -> bool | str:
@@ -56,7 +54,7 @@ def _check_picture(name: str) -> bool | str:
         return str(error)
     return (
         True
-        if path.is_file()
+        if is_file(path)
         else f"{path} does not exist, expected a picture in that folder (--input-dir names another one)."
     )
 
@@ -166,45 +164,19 @@ class LoadImageMask(io.ComfyNode):
 def _save(images: Tensor, prefix: str, kind: str, compression: int, workflow: Any) -> list[dict[str, str]]:
     """Writes PNG files `prefix_00001_.png`, ...; the prefix may name a subfolder and hold %width%, %year%, ..."""
     root = Path(_comfy.output_directory() if kind == "output" else _comfy.temp_directory()).resolve()
+    inside(root, prefix, f"{kind} folder")
     height, width = images.shape[1:3]
-    stem = _filled_in(prefix, int(width), int(height))
-    target = (root / stem).resolve()
-    if root not in target.parents:
-        raise InvalidInputError(
-            f"filename_prefix {prefix!r} leads outside the {kind} folder {root}: choose a plain name."
-        )
-    target.parent.mkdir(parents=True, exist_ok=True)
-    pattern = re.compile(re.escape(target.name) + r"_(\d+)_?\.png")
-    taken = [int(m[1]) for p in target.parent.iterdir() if (m := pattern.fullmatch(p.name))]
-    first = max(taken, default=0) + 1
+    folder, stem, first, subfolder, _ = get_save_image_path(prefix, str(root), int(width), int(height))
     info = PngInfo()
     if workflow is not None:
         info.add_text("prompt", json.dumps(workflow))
-    subfolder = target.parent.relative_to(root).as_posix()
     saved = []
     for index, image in enumerate(images):
-        name = f"{target.name.replace('%batch_num%', str(index))}_{first + index:05}_.png"
+        name = f"{stem.replace('%batch_num%', str(index))}_{first + index:05}_.png"
         pixels = (image.float().cpu().numpy() * 255.0).clip(0, 255).astype(np.uint8)
-        Image.fromarray(pixels).save(target.parent / name, pnginfo=info, compress_level=compression)
-        saved.append({"filename": name, "subfolder": "" if subfolder == "." else subfolder, "type": kind})
+        Image.fromarray(pixels).save(Path(folder) / name, pnginfo=info, compress_level=compression)
+        saved.append({"filename": name, "subfolder": subfolder, "type": kind})
     return saved
-
-
-def _filled_in(prefix: str, width: int, height: int) -> str:
-    now = time.localtime()
-    values = {"width": str(width), "height": str(height)}
-    for name, code in (
-        ("year", "%Y"),
-        ("month", "%m"),
-        ("day", "%d"),
-        ("hour", "%H"),
-        ("minute", "%M"),
-        ("second", "%S"),
-    ):
-        values[name] = time.strftime(code, now)
-    for name, value in values.items():
-        prefix = prefix.replace(f"%{name}%", value)
-    return prefix
 
 
 class SaveImage(io.ComfyNode):

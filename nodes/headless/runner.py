@@ -24,7 +24,7 @@ import torch
 
 from ...core.errors import GANInversionError
 from . import schemas, stand_in
-from .workflow_files import Workflow, WorkflowError, label, title_of, unknown_node
+from .workflow_files import Workflow, WorkflowError, check_form, label, title_of, unknown_node
 
 logger = logging.getLogger(__name__)
 
@@ -104,10 +104,11 @@ class Runner:
         Raises:
             WorkflowError with every problem found.
         """
+        check_form(workflow)
         problems = [
-            unknown_node(node_id, node.get("class_type"), self.nodes)
+            unknown_node(node_id, node["class_type"], self.nodes)
             for node_id, node in workflow.items()
-            if node.get("class_type") not in self.nodes
+            if node["class_type"] not in self.nodes
         ]
         _raise(problems)
         ends = [i for i, node in workflow.items() if schemas.schema_of(self.nodes[node["class_type"]]).is_output_node]
@@ -129,7 +130,7 @@ class Runner:
         done: dict[str, None] = {}
         for end in ends:
             path: list[str] = []
-            waiting = [(end, iter(_ancestors(workflow, end)))]
+            waiting = [(end, iter(self._ancestors(workflow, end)))]
             path.append(end)
             while waiting:
                 node_id, remaining = waiting[-1]
@@ -145,7 +146,7 @@ class Runner:
                         f"({cycle}, each taking from the next): remove one of these links."
                     )
                 else:
-                    waiting.append((following, iter(_ancestors(workflow, following))))
+                    waiting.append((following, iter(self._ancestors(workflow, following))))
                     path.append(following)
         return list(done)
 
@@ -201,6 +202,17 @@ class Runner:
             return f"found {found} from {label(workflow, source, self.nodes)}, expected {expected}"
         return None
 
+    def _links(self, workflow: Workflow, node_id: str) -> dict[str, tuple[str, int]]:
+        """Input name -> (node id, output slot), for inputs that the node's class has."""
+        inputs = workflow[node_id].get("inputs") or {}
+        links = {name: value for name, value in inputs.items() if isinstance(value, list) and len(value) == 2}
+        known = schemas.inputs_of(self.nodes[workflow[node_id]["class_type"]]) if links else {}
+        return {name: (str(value[0]), value[1]) for name, value in links.items() if name in known}
+
+    def _ancestors(self, workflow: Workflow, node_id: str) -> list[str]:
+        # A link to a node that does not exist is reported by the checks of each node.
+        return [source for source, _ in self._links(workflow, node_id).values() if source in workflow]
+
     def _signatures(
         self, workflow: Workflow, order: list[str], constants: Mapping[str, Mapping[str, Any]]
     ) -> dict[str, str]:
@@ -211,7 +223,7 @@ class Runner:
             cls = self.nodes[node["class_type"]]
             schema = schemas.schema_of(cls)
             inputs: dict[str, Any] = dict(constants[node_id])
-            for name, (source, slot) in _links(workflow, node_id).items():
+            for name, (source, slot) in self._links(workflow, node_id).items():
                 inputs[name] = ["from", signatures[source], slot]
             # Two equal output nodes both have something to show; a node that asks for its id may depend on it.
             own = schema.is_output_node or getattr(schema, "not_idempotent", False) or _wants_id(schema)
@@ -233,7 +245,7 @@ class Runner:
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         cls = self.nodes[workflow[node_id]["class_type"]]
         inputs = dict(constants)
-        inputs.update({name: results[source][slot] for name, (source, slot) in _links(workflow, node_id).items()})
+        inputs.update({name: results[source][slot] for name, (source, slot) in self._links(workflow, node_id).items()})
         started = time.monotonic()
         try:
             with torch.inference_mode():
@@ -272,20 +284,10 @@ def _check_constant(socket: Any, value: Any, own_check: bool) -> tuple[Any, str 
         value = schemas.coerce(socket, value)
     except ValueError as error:
         return value, str(error)
+    # A node checks which name it is given, not whether it is one.
+    if own_check and schemas.type_of(socket) == "COMBO" and not isinstance(value, str):
+        return value, f"found {value!r}, expected a name out of its list"
     return value, None if own_check else schemas.problem_with(socket, value)
-
-
-def _links(workflow: Workflow, node_id: str) -> dict[str, tuple[str, int]]:
-    """Input name -> (node id, output slot), for inputs that the node's class has."""
-    inputs = workflow[node_id].get("inputs") or {}
-    return {
-        name: (str(value[0]), value[1]) for name, value in inputs.items() if isinstance(value, list) and len(value) == 2
-    }
-
-
-def _ancestors(workflow: Workflow, node_id: str) -> list[str]:
-    # A link to a node that does not exist is reported by the checks of each node.
-    return [source for source, _ in _links(workflow, node_id).values() if source in workflow]
 
 
 def _parameters(function: Callable[..., Any]) -> tuple[set[str], bool]:

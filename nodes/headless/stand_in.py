@@ -6,9 +6,11 @@ The module itself plays `io` and `ui` of `comfy_api`, and carries the functions 
 
 from __future__ import annotations
 
+import os
 import re
 import tempfile
 import threading
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -222,6 +224,7 @@ class PreviewImage:
 
 
 _folders: dict[str, Path] = {}
+_CLOCK = {"year": "%Y", "month": "%m", "day": "%d", "hour": "%H", "minute": "%M", "second": "%S"}
 
 
 @contextmanager
@@ -254,13 +257,19 @@ def get_temp_directory() -> str:
 def get_save_image_path(
     filename_prefix: str, output_dir: str, image_width: int = 0, image_height: int = 0
 ) -> tuple[str, str, int, str, str]:
-    """(folder, file name, number, subfolder, prefix) of the next file with this prefix; makes the folder."""
+    """(folder, file name, number, subfolder, prefix) of the next file with this prefix; makes the folder.
+
+    %year% %month% %day% %hour% %minute% %second% are those of the clock, %width% and %height% the picture's.
+    """
     stem = filename_prefix.replace("%width%", str(image_width)).replace("%height%", str(image_height))
-    target = Path(output_dir) / stem
+    now = time.localtime()
+    for name, code in _CLOCK.items():
+        stem = stem.replace(f"%{name}%", time.strftime(code, now))
+    target = Path(output_dir) / os.path.normpath(stem)
     target.parent.mkdir(parents=True, exist_ok=True)
     pattern = re.compile(re.escape(target.name) + r"_(\d+)_?\.\w+", re.IGNORECASE)
     taken = [int(match[1]) for path in target.parent.iterdir() if (match := pattern.fullmatch(path.name))]
-    subfolder = str(Path(stem).parent)
+    subfolder = Path(os.path.relpath(target.parent, output_dir)).as_posix()
     return str(target.parent), target.name, max(taken, default=0) + 1, "" if subfolder == "." else subfolder, stem
 
 

@@ -79,6 +79,36 @@ def test_load_grey_and_sixteen_bit_pictures(tmp_path):
         assert alpha is None and np.array_equal(to_uint8(image)[0, :, :, 0].numpy(), grey), name
 
 
+@pytest.mark.parametrize("brightest", [3, 200, 255])
+def test_dark_deep_pictures_stay_dark(tmp_path, brightest):
+    """The mode says how deep a picture is, not its brightest pixel."""
+    levels = np.linspace(0, brightest, 64).reshape(8, 8)
+    Image.fromarray(levels.astype(np.uint16)).save(tmp_path / "dark.png")
+    assert to_uint8(load_image(tmp_path / "dark.png")).max() <= 1
+    assert to_uint8(from_pil(Image.fromarray(levels.astype(np.uint16)))).max() <= 1
+    with Image.open(tmp_path / "dark.png") as picture:
+        assert to_uint8(from_pil(picture)).max() <= 1
+
+
+def test_white_of_each_deep_mode(tmp_path):
+    grey = np.linspace(0, 255, 64).astype(np.uint8).reshape(8, 8)
+    deep = {
+        "16.tif": grey.astype(np.uint16) * 257,
+        "32.tif": grey.astype(np.int32) * 257,
+        "f.tif": grey / np.float32(255),
+    }
+    for name, values in deep.items():
+        Image.fromarray(values).save(tmp_path / name)
+        assert np.array_equal(to_uint8(load_image(tmp_path / name))[0, :, :, 0].numpy(), grey), name
+        with Image.open(tmp_path / name) as picture:
+            assert torch.equal(from_pil(picture), load_image(tmp_path / name)), name
+    for mode in ("I", "F"):
+        assert np.array_equal(to_uint8(from_pil(Image.fromarray(grey).convert(mode)))[0, :, :, 0].numpy(), grey), mode
+    Image.fromarray(np.full((4, 4), np.nan, dtype=np.float32)).save(tmp_path / "nan.tif")
+    with pytest.raises(NotFiniteError, match="The picture contains NaN"):
+        load_image(tmp_path / "nan.tif")
+
+
 def test_what_is_no_picture_is_refused(tmp_path, pixels):
     (tmp_path / "page.png").write_text("<!DOCTYPE html><html>404</html>")
     with pytest.raises(InvalidInputError, match=r"page\.png is not a picture that can be read"):
@@ -97,6 +127,23 @@ def test_save_then_load_is_exact(tmp_path, pixels):
     assert torch.equal(load_image(tmp_path / "deeper" / "image.png"), image)
     with pytest.raises(InvalidInputError, match="Got 2 images for the one file"):
         save_image(from_uint8(pixels), tmp_path / "two.png")
+
+
+@pytest.mark.parametrize("name", ["x.foo", "x", "x.psd", "x.xbm", ".png"])
+def test_suffixes_of_no_picture_format_are_refused(tmp_path, pixels, name):
+    with pytest.raises(InvalidInputError, match=r"Use \.png, \.jpg or \.webp"):
+        save_image(from_uint8(pixels[0]), tmp_path / "folder" / name)
+    assert not list(tmp_path.rglob("*.part")) and not (tmp_path / "folder" / name).exists()
+
+
+@pytest.mark.parametrize("name", ["x.jpg", "x.JPEG", "x.webp", "x.bmp", "x.tiff"])
+def test_the_suffix_decides_the_format(tmp_path, pixels, name):
+    save_image(from_uint8(pixels[0]), tmp_path / name)
+    with Image.open(tmp_path / name) as picture:
+        assert (
+            picture.format
+            == {"jpg": "JPEG", "peg": "JPEG", "ebp": "WEBP", "bmp": "BMP", "iff": "TIFF"}[name.lower()[-3:]]
+        )
 
 
 def test_check_image_names_what_is_wrong():

@@ -1,12 +1,18 @@
 """Inversion, modulations and the one renderer."""
 
 import dataclasses
+import json
 
 import pytest
 import torch
 from gan_inversion.core.alignment import CropTransform
 from gan_inversion.core.editing import Direction, Edit
-from gan_inversion.core.errors import CorruptFileError, GeneratorMismatchError, InvalidInputError
+from gan_inversion.core.errors import (
+    CorruptFileError,
+    GeneratorMismatchError,
+    InvalidInputError,
+    ModelNotFoundError,
+)
 from gan_inversion.core.generator import Generator, GeneratorConfig
 from gan_inversion.core.inversion import (
     FeatureOffset,
@@ -18,6 +24,8 @@ from gan_inversion.core.inversion import (
     WeightOffset,
     render,
 )
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 W_DIM = 16
 
@@ -172,14 +180,113 @@ def test_load_names_the_other_generator(tmp_path, inversion):
 
 
 def test_load_refuses_other_files(tmp_path, generator):
-    from safetensors.torch import save_file
-
     save_file({"a": torch.zeros(1)}, tmp_path / "weights.safetensors")
     with pytest.raises(CorruptFileError, match="not a saved inversion"):
         Inversion.load(tmp_path / "weights.safetensors", generator)
     (tmp_path / "cut.safetensors").write_bytes(b"\x00" * 5)
     with pytest.raises(CorruptFileError, match="cut.safetensors"):
         Inversion.load(tmp_path / "cut.safetensors", generator)
+    for name, message in {"missing.safetensors": "does not exist", ".": "is a folder"}.items():
+        with pytest.raises(ModelNotFoundError, match=f"{message}: expected a saved inversion"):
+            Inversion.load(tmp_path / name, generator)
+
+
+@pytest.fixture
+def saved(tmp_path, inversion):
+    """A good file's path, header and tensors."""
+    crop = CropTransform.whole_square((40, 50), 32)
+    full = dataclasses.replace(inversion, modulations=all_modulations(), crops=(crop, None), info={"encoder": "e4e"})
+    path = full.save(tmp_path / "one.safetensors")
+    with safe_open(path, "pt") as file:
+        return path, dict(file.metadata()), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+
+
+def in_item(index, **changes):
+    """Changes one modulation of the header: its kind, its settings, or one of its settings."""
+
+    def change(value):
+        items = json.loads(value)
+        for key, new in changes.items():
+            (items[index] if key in items[index] else items[index]["settings"])[key] = new
+        return json.dumps(items)
+
+    return change
+
+
+HEADER_DAMAGE = {
+    "format_version": [("one", "invalid literal"), ("99", "written by a newer version")],
+    "modulations": [
+        ("[1, 2", "modulations is not JSON"),
+        ("{}", "modulations is a dict, expected a list"),
+        ("[" * 100_000, "recursion"),
+        ("[null]", r"modulations\.0 is not an object"),
+        ("[]", "belongs to nothing"),
+        (in_item(0, kind="no-such"), "a modulation 'no-such' unknown to this version"),
+        (in_item(0, kind=["a"]), "unknown to this version"),
+        (in_item(0, offsets={}), r"modulations\.0\.offsets is not a list of names"),
+        (in_item(0, offsets=["b8.conv1.weight"]), r"modulations\.0\.offsets\.b16\.torgb\.bias' belongs to nothing"),
+        (in_item(0, settings={}), r"modulations\.0\.offsets is missing"),
+        (in_item(0, settings=[]), "is not an object with kind and settings"),
+        (in_item(1, resolution="16"), r"modulations\.1\.resolution is '16', expected int"),
+        (in_item(1, resolution=True), "resolution is True, expected int"),
+        (in_item(4, strength=None), r"modulations\.4\.strength is None, expected float"),
+        (in_item(4, strength=float("nan")), "strength is nan, expected float"),
+        (in_item(4, surplus=1), "modulations.4 has an unknown field 'surplus'"),
+    ],
+    "crops": [("[1, null]", "crop transform is malformed"), ("[null]", "1 crop transforms for 2"), ("0", "crops is a")],
+    "info": [('"text"', "info is a str, expected a dict"), ("", "info is not JSON")],
+}
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"), [(field, *case) for field, cases in HEADER_DAMAGE.items() for case in cases]
+)
+def test_a_damaged_header_is_named(saved, generator, field, value, message):
+    path, metadata, tensors = saved
+    metadata[field] = value(metadata[field]) if callable(value) else value
+    save_file(tensors, path, metadata=metadata)
+    with pytest.raises(CorruptFileError, match=r"one\.safetensors.*" + message):
+        Inversion.load(path, generator)
+
+
+@pytest.mark.parametrize("field", ["format_version", "generator", "resolution", "modulations", "crops", "info"])
+def test_a_header_without_a_field_is_named(saved, generator, field):
+    path, metadata, tensors = saved
+    del metadata[field]
+    save_file(tensors, path, metadata=metadata)
+    with pytest.raises(CorruptFileError, match=rf"one\.safetensors: a damaged inversion \(its header lacks {field}\)"):
+        Inversion.load(path, generator)
+
+
+def test_every_missing_tensor_is_named(saved, generator):
+    path, metadata, tensors = saved
+    for name in tensors:
+        save_file({key: value for key, value in tensors.items() if key != name}, path, metadata=metadata)
+        with pytest.raises(CorruptFileError, match=f"the tensor '{name}' is missing"):
+            Inversion.load(path, generator)
+
+
+@pytest.mark.parametrize("name", ["image", "w_plus", "modulations.0.offsets.b16.torgb.bias", "modulations.3.flow"])
+def test_damaged_tensors_are_named(saved, generator, name):
+    path, metadata, tensors = saved
+    broken = tensors[name].clone()
+    broken.view(-1)[-1] = float("nan")
+    for value, message in (
+        (broken, f"{name} contains NaN or infinity"),
+        (tensors[name].int(), f"{name} holds torch.int32"),
+        (torch.tensor(1.0), f"{name}|len"),
+        (torch.cat([tensors[name]] * 2)[:3], "3|shape"),
+    ):
+        save_file({**tensors, name: value.contiguous()}, path, metadata=metadata)
+        with pytest.raises(CorruptFileError, match=rf"one\.safetensors.*({message})"):
+            Inversion.load(path, generator)
+
+
+def test_a_surplus_tensor_is_named(saved, generator):
+    path, metadata, tensors = saved
+    save_file({**tensors, "modulations.9.mask": torch.ones(1)}, path, metadata=metadata)
+    with pytest.raises(CorruptFileError, match=r"'modulations\.9\.mask' belongs to nothing"):
+        Inversion.load(path, generator)
 
 
 def test_wrong_shapes_are_named(generator):

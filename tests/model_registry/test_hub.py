@@ -113,7 +113,7 @@ def test_the_token_goes_to_the_hub_and_not_to_the_cdn(server, entry):
 def test_a_present_file_makes_no_request_and_is_hashed_once(server, entry, monkeypatch):
     first = hub.fetch(entry)
     server.requests.clear()
-    monkeypatch.setattr(catalogue, "_hash", lambda *_: pytest.fail("hashed again"))
+    monkeypatch.setattr(catalogue, "sha256_of", lambda *_: pytest.fail("hashed again"))
     assert hub.fetch(entry) == first
     assert not server.requests
 

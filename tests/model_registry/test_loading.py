@@ -8,6 +8,7 @@ import random
 from pathlib import Path
 from types import SimpleNamespace
 
+import gan_inversion
 import pytest
 import torch
 from gan_inversion.core.encoders import Encoder, EncoderConfig
@@ -15,7 +16,7 @@ from gan_inversion.core.errors import InvalidInputError, ModelNotFoundError, Uns
 from gan_inversion.core.fingerprint import fingerprint
 from gan_inversion.core.generator import Generator, GeneratorConfig
 from gan_inversion.core.skeleton import skeleton
-from gan_inversion.model_registry import catalogue, convert, hub, load_model, save_model
+from gan_inversion.model_registry import catalogue, convert, hub, load_direction, load_model, save_model
 from safetensors import safe_open
 from safetensors.torch import save_file
 
@@ -275,6 +276,63 @@ def test_catalogue_ids_are_fetched(tmp_path, monkeypatch):
 def test_neither_file_nor_id(name):
     with pytest.raises(ModelNotFoundError, match=rf"{name}: no such file, and no catalogue entry of that id"):
         load_model(name)
+
+
+@pytest.mark.parametrize("name", [None, 3, b"a.pt", ["a.pt"]])
+@pytest.mark.parametrize("load", [load_model, load_direction])
+def test_what_is_neither_path_nor_id_is_refused(load, name):
+    with pytest.raises(InvalidInputError, match=r"of type \w+: expected the path of a file or a catalogue id"):
+        load(name)
+
+
+def test_converting_onto_a_folder_or_below_a_file_is_refused(tmp_path):
+    path = save_model(random_generator(), tmp_path / "a.safetensors")
+    (tmp_path / "folder.safetensors").mkdir()
+    (tmp_path / "sub").mkdir()
+    for target in ("folder.safetensors", "sub", "folder"):
+        with pytest.raises(InvalidInputError, match="is a folder: expected the name of a file to write"):
+            convert(path, tmp_path / target)
+    for target in ("a.safetensors/b.safetensors", "a.safetensors/b/c"):
+        with pytest.raises(InvalidInputError, match=r"lies below .*a\.safetensors, which is no folder"):
+            convert(path, tmp_path / target)
+    assert sorted(p.name for p in tmp_path.rglob("*")) == ["a.safetensors", "folder.safetensors", "sub"]
+
+
+# Directions
+
+
+def test_a_direction_is_loaded_by_its_id_or_from_a_file(tmp_path):
+    bundled = gan_inversion.load_direction("portraits-smile")
+    assert isinstance(bundled, gan_inversion.Direction) and bundled.offset is not None
+    path = gan_inversion.save_direction(tmp_path / "mine.safetensors", bundled)
+    for place in (path, str(path)):
+        again = load_direction(place, name="renamed", limits=(-1, 1))
+        assert again.name == "renamed" and again.limits == (-1, 1) and torch.equal(again.offset, bundled.offset)
+
+
+def test_the_root_names_what_the_catalogue_needs():
+    ids = [entry.id for entry in gan_inversion.load_catalogue()]
+    assert "portraits-smile" in ids
+    assert gan_inversion.fetch("portraits-smile").name == "portraits-smile.safetensors"
+    assert gan_inversion.load_direction is load_direction and set(gan_inversion.__all__) <= set(dir(gan_inversion))
+
+
+def test_fetching_a_direction_passes_the_callbacks_on(tmp_path, monkeypatch):
+    path = gan_inversion.save_direction(tmp_path / "a.safetensors", gan_inversion.Direction("a", torch.ones(1, 4)))
+    seen = {}
+    monkeypatch.setattr(hub, "fetch", lambda found, **options: seen.update(options) or path)
+    load_direction("sam-ffhq-old", progress=print, check_interrupt=list)
+    assert seen == {"progress": print, "check_interrupt": list}
+
+
+def test_the_id_of_another_kind_of_model_is_no_direction(monkeypatch):
+    monkeypatch.setattr(hub, "fetch", lambda *_, **__: pytest.fail("downloaded"))
+    with pytest.raises(InvalidInputError, match=r"e4e-ffhq is a model of kind 'encoder' .*, expected kind 'direction'"):
+        load_direction("e4e-ffhq")
+    with pytest.raises(ModelNotFoundError, match=r"nothing\.pt: no such file, and no catalogue entry"):
+        load_direction("nothing.pt")
+    with pytest.raises(ModelNotFoundError, match="does not exist: expected a direction file"):
+        load_direction(Path("nothing.pt"))
 
 
 # Encoders

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import pickle
+import time
 import zipfile
 from pathlib import Path, PurePosixPath
 
@@ -13,8 +14,10 @@ import pytest
 import torch
 from gan_inversion.core.errors import CorruptFileError, ModelNotFoundError, UnsafeFileError, UnsupportedModelError
 from gan_inversion.model_registry import PickledNetwork, load_model, read_weights
+from gan_inversion.model_registry.reading import _TENSORFLOW_NETWORK
 from safetensors.torch import save_file
 
+from ..parity.generator_parity import borrowed_class
 from .foreign_files import nvidia_pickle, random_generator
 
 LFS_POINTER = (
@@ -178,6 +181,72 @@ def test_arrays_and_tensors_in_a_pickle(tmp_path, protocol):
     assert torch.equal(found["a"], torch.arange(6.0).view(2, 3))
     assert found["b"] == 0.5 and found["c"] == [True, None]
     assert torch.equal(found["t"], tensor.t())
+
+
+def shared_lists(levels: int) -> list:
+    """Each list holds the one below it twice: a small file, 2 ** levels lists when written out."""
+    nested: list = [1.0]
+    for _ in range(levels):
+        nested = [nested, nested]
+    return nested
+
+
+@pytest.mark.parametrize("kind", ["pickle", "torch", "torch-legacy"])
+@pytest.mark.parametrize("wrap", [lambda x: x, lambda x: {"opts": x}, lambda x: {"w": argparse.Namespace(a=x)}])
+def test_shared_nested_lists_end_quickly(tmp_path, kind, wrap):
+    content, path = wrap(shared_lists(60)), tmp_path / "a.pt"
+    if kind == "pickle":
+        write(path, pickle.dumps(content))
+    else:
+        torch.save(content, path, _use_new_zipfile_serialization=kind == "torch")
+    started = time.process_time()
+    with pytest.raises(CorruptFileError, match=r"a\.pt was not read\. It repeats nested lists .* more than 2,000,000"):
+        load_model(path)
+    assert time.process_time() - started < 1
+
+
+def test_sharing_as_such_is_fine(tmp_path):
+    found = read_weights(write(tmp_path / "a.pkl", pickle.dumps({"a": shared_lists(12), "b": shared_lists(3)}))).content
+    assert found == {"a": shared_lists(12), "b": shared_lists(3)}
+    loop: list = []
+    loop.append(loop)
+    with pytest.raises(CorruptFileError, match="cannot be read to its end: RecursionError"):
+        read_weights(write(tmp_path / "b.pkl", pickle.dumps(loop)))
+
+
+def test_shared_options_of_a_network_end_quickly(tmp_path):
+    options = {"z_dim": shared_lists(60)}
+    path = nvidia_pickle(
+        tmp_path / "a.pkl", random_generator().state_dict(), {"synthesis.x": shared_lists(60)}, options
+    )
+    started = time.process_time()
+    network = read_weights(path).content["G_ema"]
+    for part in ("init_kwargs", "attributes"):
+        with pytest.raises(CorruptFileError, match=r"a\.pkl was not read\. It repeats nested lists"):
+            getattr(network, part)
+    assert time.process_time() - started < 1
+
+
+@pytest.mark.parametrize("framework", ["torch", "tensorflow"])
+def test_shared_modules_of_a_network_end_quickly(tmp_path, framework):
+    name = {"torch": "torch_utils.persistence._reconstruct_persistent_obj", "tensorflow": _TENSORFLOW_NETWORK}[
+        framework
+    ]
+    with borrowed_class(name) as network_class:
+        part = None
+        for _ in range(60):
+            children = {} if part is None else {"a": part, "b": part}
+            part = network_class.__new__(network_class)
+            part.__dict__.update(version=4, components=children, _modules=children)
+            if framework == "torch":
+                meta = {"class_name": "Generator", "state": {"_modules": children}}
+                part = type("Module", (), {"__reduce__": lambda self, meta=meta: (network_class, (meta,))})()
+        path = write(tmp_path / "a.pkl", pickle.dumps({"G_ema": part}))
+    started = time.process_time()
+    network = read_weights(path).content["G_ema"]
+    with pytest.raises(CorruptFileError, match=r"a\.pkl was not read\. It holds a network of more than 100,000 parts"):
+        _ = network.tensors
+    assert time.process_time() - started < 3
 
 
 def test_every_network_of_an_nvidia_pickle_can_be_read(tmp_path):

@@ -58,6 +58,94 @@ def test_boxes_of_other_nodes_in_every_layout(monkeypatch, run, photo):
         run("AlignFace", image=photo, size=32, face_landmarks={"frames": None})
 
 
+def test_no_boxes_at_all_mean_no_face_in_any_frame(run, photo):
+    for count in (1, 2):
+        for given in ({"bounding_box": []}, {"face_landmarks": []}, {"face_landmarks": {"frames": []}}):
+            _, crop, _, report = run("AlignFace", image=photo[:count], size=32, **given)
+            assert crop.crops == (None,) * count and report.count("no face found, passed through") == count
+
+
+@pytest.mark.parametrize(
+    ("box", "reason"),
+    [
+        ({"x": 1, "y": 2, "width": 3}, "box 1 has no 'height'"),
+        ({"x": 1, "y": 2, "width": 0, "height": 4}, "width 0"),
+        ({"x": 100, "y": 2, "width": 3, "height": 4}, "does not touch the 48x40"),
+        ({"x": 1, "y": 2, "width": 1e30, "height": 4}, "does not fit a picture of 40x48"),
+        ({"x": float("nan"), "y": 2, "width": 3, "height": 4}, "x nan"),
+        ({"x": "a", "y": 2, "width": 3, "height": 4}, "could not convert"),
+        ({"x": None, "y": 2, "width": 3, "height": 4}, "box 1 cannot be used"),
+        ("face", "box 1 cannot be used"),
+        (None, "passed through"),
+    ],
+)
+def test_a_bad_box_leaves_one_frame_without_a_face(run, photo, monkeypatch, box, reason):
+    real = align_face.face_from_bounding_box
+
+    def find(image, sides):
+        return align_face.face_from_landmarks(FIVE) if sides == (15, 15, 10, 15) else real(image, sides)
+
+    monkeypatch.setattr(align_face, "face_from_bounding_box", find)
+    good = {"x": 15, "y": 15, "width": 10, "height": 15}
+    aligned, crop, footprint, report = run("AlignFace", image=photo, size=32, bounding_box=[box, good])
+    assert aligned.shape == (2, 32, 32, 3) and crop.crops[0] is None and crop.crops[1] is not None
+    first, second = report.splitlines()
+    assert "no face found, passed through" in first and reason in first and "found by" in second
+    assert torch.equal(run("PasteBack", photo=photo, edited=1 - aligned, crop=crop)[0][0], photo[0])
+    assert run("AlignFace", image=photo[:1], size=32, bounding_box=[[box]])[1].crops == (None,)
+
+
+@pytest.mark.parametrize(
+    ("face", "reason"),
+    [
+        ({"points": FIVE}, "landmarks 1 has no 'landmarks_xy'"),
+        ({"landmarks_xy": FIVE[:4]}, "Got 4 landmarks"),
+        ({"landmarks_xy": FIVE * np.nan}, "NaN"),
+        ({"landmarks_xy": FIVE[[1, 0, 2, 4, 3]]}, "do not form a face"),
+        ({"landmarks_xy": FIVE + 1000}, "wholly outside the 48x40"),
+        ({"landmarks_xy": (FIVE - 20) * 1e8}, "does not fit a picture of 40x48"),
+        ({"landmarks_xy": None}, "Points have shape"),
+        (7, "landmarks 1 cannot be used"),
+    ],
+)
+def test_bad_landmarks_leave_one_frame_without_a_face(run, photo, face, reason):
+    given = {"frames": [[face], [{"landmarks_xy": FIVE}]]}
+    _, crop, footprint, report = run("AlignFace", image=photo, size=32, face_landmarks=given)
+    assert crop.crops[0] is None and crop.crops[1] is not None and not footprint[0].any()
+    assert "no face found, passed through" in report.splitlines()[0] and reason in report.splitlines()[0]
+
+
+def test_a_bad_face_does_not_hide_a_good_one(run, photo):
+    given = {"frames": [[{}, {"landmarks_xy": FIVE}]]}
+    _, crop, _, report = run("AlignFace", image=photo[:1], size=32, face_landmarks=given)
+    assert crop.crops[0] is not None and "1 of 1, found by landmarks" in report and "has no 'landmarks_xy'" in report
+    alone = run("AlignFace", image=photo[:1], size=32, face_landmarks={"landmarks_xy": FIVE})[1]
+    assert alone.crops == crop.crops
+
+
+@pytest.mark.parametrize("given", [5, "face", [1, 2], ["a", "b"]])
+def test_faces_of_a_wrong_type_are_refused(run, photo, given):
+    for name in ("bounding_box", "face_landmarks"):
+        with pytest.raises(InvalidInputError, match=f"Input '{name}' is .*expected faces for 2 image"):
+            run("AlignFace", image=photo, size=32, **{name: given})
+
+
+def test_an_empty_mask_of_64_pixels_counts_where_the_picture_has_that_size(run):
+    photo, empty = torch.rand(1, 64, 64, 3), torch.zeros(1, 64, 64)
+    aligned, crop, *_ = run("AlignFace", image=photo, size=32, face_landmarks=faces([FIVE]))
+    options = {"photo": photo, "edited": 1 - aligned, "crop": crop, "mask": empty}
+    assert torch.equal(run("PasteBack", mask_on="photo", **options)[0], photo)
+    assert not torch.equal(run("PasteBack", mask_on="crop", **options)[0], photo)
+    large = torch.nn.functional.interpolate((1 - aligned).movedim(-1, 1), (64, 64)).movedim(1, -1)
+    assert torch.equal(run("PasteBack", mask_on="crop", **{**options, "edited": large})[0], photo)
+    other, mask = torch.rand(1, 64, 64, 3), torch.ones(1, 64, 64)
+    blended, used = run("Blend", source=photo, image=other, mask=mask, painted_mask=empty, merge="replace", feather=0.0)
+    assert torch.equal(blended, photo) and not used.any()
+    small = photo[:, :32, :32]
+    options = {"image": other[:, :32, :32], "mask": mask, "painted_mask": empty, "merge": "replace", "feather": 0.0}
+    assert torch.equal(run("Blend", source=small, **options)[0], other[:, :32, :32])
+
+
 def test_real_photograph_without_any_download(run, monkeypatch):
     from gan_inversion.core.landmarks import default_weights_path
     from skimage import data

@@ -1,10 +1,12 @@
 import json
 import logging
+import time
 
 import numpy as np
 import pytest
 import torch
 from gan_inversion.core.errors import CorruptFileError, InvalidInputError, ModelNotFoundError, NoFaceError
+from gan_inversion.nodes.headless import cli
 from gan_inversion.nodes.headless import stand_in as io
 from gan_inversion.nodes.headless.core_nodes import core_nodes
 from gan_inversion.nodes.headless.runner import NodeFailedError, Runner
@@ -287,7 +289,7 @@ def test_transparency_becomes_a_mask_and_exif_turns_the_picture(runner):
 
 @pytest.mark.parametrize("name", ["../secret.png", "/etc/passwd", "missing.png"])
 def test_pictures_come_from_the_input_folder_only(runner, name):
-    with pytest.raises(WorkflowError, match="lies outside the input folder|does not exist"):
+    with pytest.raises(WorkflowError, match="leads outside the input folder|does not exist"):
         runner.run(picture_workflow(name))
 
 
@@ -394,6 +396,97 @@ def test_editor_files_are_turned_into_api_format():
     ui["nodes"][0]["widgets_values"].append("one too many")
     with pytest.raises(WorkflowError, match=r"Node 1 \(Make\) stores 8 widget values, this version of the node has 7"):
         ui_to_api(ui, NODES)
+
+
+def api(**changes):
+    return {"1": {"class_type": "LoadImage", "inputs": {"image": "a.png"}, **changes},
+            "2": {"class_type": "PreviewImage", "inputs": {"images": ["1", 0]}}}  # fmt: skip
+
+
+def ui(*, links=([1, 1, 0, 2, 0, "IMAGE"],), second=None, **changes):
+    first = {"id": 1, "type": "LoadImage", "widgets_values": ["a.png", "image"], **changes}
+    second = second or {"id": 2, "type": "PreviewImage", "inputs": [{"name": "images", "link": 1}]}
+    return {"nodes": [first, second], "links": list(links) if isinstance(links, tuple) else links}
+
+
+def nested(levels):
+    return "[" * levels + "]" * levels
+
+
+MALFORMED = {
+    "inputs a list": (api(inputs=["a.png"]), "Node 1: found inputs ['a.png'], expected an object"),
+    "inputs a text": (api(inputs="a.png"), "Node 1: found inputs 'a.png', expected an object"),
+    "class a list": (api(class_type=["LoadImage"]), "Node 1: found class_type ['LoadImage'], expected the name"),
+    "class null": (api(class_type=None), "Node 1: found class_type None, expected the name"),
+    "no class": ({"1": {"inputs": {}}, **{"2": api()["2"]}}, "Node 1: found class_type none, expected the name"),
+    "meta a text": (api(_meta="First"), "Node 1: found _meta 'First', expected an object with a title"),
+    "image a number": (api(inputs={"image": 5}), "input 'image': found 5, expected a name"),
+    "image null": (api(inputs={"image": None}), "input 'image': found None, expected a name"),
+    "image an object": (api(inputs={"image": {"a": 1}}), "input 'image': found {'a': 1}, expected a name"),
+    "image with a null byte": (api(inputs={"image": "a\0.png"}), "cannot be a file name"),
+    "image of half a character": (api(inputs={"image": "\ud800.png"}), "cannot be a file name"),
+    "image of 5000 characters": (api(inputs={"image": "a" * 5000}), "does not exist"),
+    "image a link to nothing": (api(inputs={"image": [[], {}]}), "expected a value or a link"),
+    "unknown inputs linked anywhere": (
+        api(inputs={"image": "gone.png", "more": ["9", 0], "less": ["2", "x"]}), "gone.png does not exist",
+    ),
+    "node a number": ({**api(), "3": 7}, "JSON, but no workflow"),
+    "links as objects": (ui(links=[{"id": 1, "origin_id": 1, "origin_slot": 0}]), "Found the link {'id': 1"),
+    "links an object": (ui(links={"1": [1, 1, 0, 2, 0, "IMAGE"]}), "Found links {'1': [1, 1"),
+    "links too short": (ui(links=[[1, 1]]), "Found the link [1, 1], expected [id, node, output slot"),
+    "link id a list": (ui(links=[[[1], 1, 0]]), "Found the link [[1], 1, 0]"),
+    "dangling link": (ui(links=[]), "Node 2 (PreviewImage): input 'images' hangs on link 1, which the file"),
+    "link from a node that is not there": (ui(links=[[1, 9, 0, 2, 0, "IMAGE"]]), "link to node 9, which does not exist"),
+    "link of a wrong slot": (ui(links=[[1, 1, "x", 2, 0, "IMAGE"]]), "found ['1', 'x'], expected a value or a link"),
+    "no type": ({"nodes": [{"id": 1}]}, "Node 1: found type none, expected the name"),
+    "type a list": (ui(type=["LoadImage"]), "Node 1: found type ['LoadImage'], expected the name"),
+    "no id": ({"nodes": [{"type": "LoadImage"}]}, "Entry 0 of the nodes is {'type': 'LoadImage'}, expected a node"),
+    "nodes no objects": ({"nodes": [1, "a"]}, "Entry 0 of the nodes is 1, expected a node with an id"),
+    "two of one id": (ui(second={"id": 1, "type": "LoadImage"}), "Two nodes of the file have the id 1"),
+    "input sockets an object": (ui(inputs={"a": 1}), "Node 1 (LoadImage): found inputs {'a': 1}, expected a list"),
+    "input socket without a name": (ui(inputs=[{"link": 1}]), "found the input {'link': 1}, expected one with a name"),
+    "link of a socket a list": (ui(inputs=[{"name": "image", "link": [1]}]), "hangs on link [1], which the file"),
+    "widget values a text": (ui(widgets_values="a.png"), "found widgets_values 'a.png', expected a list"),
+    "mode a list": (ui(mode=[4], widgets_values=["gone.png", "image"]), "gone.png does not exist"),
+    "nested deeply": ('{"1": ' + nested(100_000) + "}", "nested deeper than 100 levels"),
+    "nested rather deeply": ('{"1": {"class_type": "LoadImage", "inputs": {"image": ' + nested(500) + "}}}", "nested"),
+    "null": ("null", "JSON, but no workflow"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MALFORMED)
+@pytest.mark.parametrize("assignments", [[], ["--set", "Load Image.image=a.png"]])
+def test_malformed_workflows_end_in_one_clear_error(tmp_path, capsys, monkeypatch, name, assignments):
+    content, message = MALFORMED[name]
+    (tmp_path / "flow.json").write_text(content if isinstance(content, str) else json.dumps(content))
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    monkeypatch.chdir(tmp_path)
+    code = cli.main(["run", "flow.json", "--output", "out", *assignments])
+    printed = capsys.readouterr()
+    if assignments and code == 0:
+        return  # the new value took the place of the wrong one
+    assert code == 2 and not printed.out and len(printed.err.splitlines()) == 1
+    assert printed.err.startswith("gan-inversion: error: ") and "unexpected" not in printed.err
+    if not assignments:
+        assert message in printed.err
+
+
+def test_malformed_workflows_are_refused_without_a_file_too(runner):
+    for bad in (api(class_type=[]), api(inputs=[]), {**api(), "3": None}):
+        with pytest.raises(WorkflowError, match="Node [13]: found"):
+            runner.run(bad)
+        with pytest.raises(WorkflowError, match="Node [13]: found"):
+            with_values(bad, ["1.image=b.png"])
+    changed = with_values(api(inputs=None), ["1.image=b.png"])
+    assert changed["1"]["inputs"] == {"image": "b.png"}
+
+
+def test_names_of_saved_pictures_hold_the_date(runner, monkeypatch):
+    monkeypatch.setattr(io.time, "localtime", lambda: time.struct_time((2031, 2, 3, 4, 5, 6, 0, 34, 0)))
+    Image.new("RGB", (8, 6)).save(runner.input_dir / "a.png")
+    prefix = "%year%/x/../%month%%day%_%hour%%minute%%second%_%width%x%height%"
+    result = runner.run(picture_workflow(prefix=prefix))
+    assert result.images == (runner.output_dir / "2031/0203_040506_8x6_00001_.png",) and result.images[0].is_file()
 
 
 def test_unreadable_workflows(tmp_path):

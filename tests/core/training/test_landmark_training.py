@@ -121,7 +121,7 @@ def test_training_writes_weights_that_load_and_goes_on_after_a_stop(tmp_path, mo
     monkeypatch.setattr(trainer, "save_file", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         trainer.train(tmp_path, out, config)
-    assert out.with_suffix(".checkpoint.pt").is_file()
+    assert [path.name for path in out.parent.iterdir()] == ["landmarks.checkpoint.pt"]
     monkeypatch.setattr(trainer, "save_file", save_file)
     seen = []
     monkeypatch.setattr(trainer, "sample_batch", lambda *args: seen.append(1) or sample_batch(*args))
