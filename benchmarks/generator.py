@@ -13,6 +13,7 @@ import time
 from unittest import mock
 
 import torch
+
 from gan_inversion.core import generator as generator_module
 from gan_inversion.core.generator import Generator, GeneratorConfig
 from gan_inversion.core.ops import modulated_conv2d_reference

@@ -14,13 +14,14 @@ import csv
 import json
 from pathlib import Path
 
-import gan_inversion as gi
 import numpy as np
 import torch
+from torch import Tensor
+
+import gan_inversion as gi
 from gan_inversion.core.landmarks import load_landmark_net, predict_landmarks, region_of_face
 from gan_inversion.core.training.common import keep_freed_memory, write_sheet
 from gan_inversion.core.training.encoder import psnr
-from torch import Tensor
 
 BUNDLED = Path(__file__).resolve().parents[1] / "model_registry" / "bundled"
 FIVE_OF_189 = (0, 1, 55, 87, 93)  # pupils, a point of the nose (unused by the crop), mouth corners

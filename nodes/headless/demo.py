@@ -78,9 +78,9 @@ def run_demo(
     output.mkdir(parents=True, exist_ok=True)
     pictures = {
         "edited.png": edited,
-        "before_after.png": _side_by_side([before, edited]),
+        "before_after.png": side_by_side([before, edited]),
         "aligned.png": aligned,
-        "strip.png": _side_by_side(strip),
+        "strip.png": side_by_side(strip),
     }
     for name, picture in pictures.items():
         picture.save(output / name)
@@ -154,7 +154,7 @@ def _picture(image: Any) -> Image.Image:
     return Image.fromarray((image[0].cpu().numpy() * 255.0).round().clip(0, 255).astype(np.uint8))
 
 
-def _side_by_side(pictures: list[Image.Image]) -> Image.Image:
+def side_by_side(pictures: list[Image.Image]) -> Image.Image:
     """Pictures in a row at the height of the first."""
     height = pictures[0].height
     scaled = [p if p.height == height else p.resize((round(p.width * height / p.height), height)) for p in pictures]

@@ -6,6 +6,8 @@ import math
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+
 from gan_inversion.core.alignment import (
     CropTransform,
     align,
@@ -17,7 +19,6 @@ from gan_inversion.core.alignment import (
 )
 from gan_inversion.core.errors import InvalidInputError, NotFiniteError
 from gan_inversion.core.imaging import from_uint8, to_uint8
-from PIL import Image
 
 
 def turned(points: np.ndarray, degrees: float, centre: tuple[float, float] = (0.0, 0.0)) -> np.ndarray:

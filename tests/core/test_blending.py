@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from gan_inversion.core.blending import blend, check_mask, feather, match_mask, merge_masks
 from gan_inversion.core.errors import InvalidInputError, NotFiniteError
 

@@ -15,6 +15,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import Tensor, nn
+
 from gan_inversion.core import directions, discovery
 from gan_inversion.core.directions import list_directions, load_direction, named_pca_directions, save_direction
 from gan_inversion.core.editing import Coordinate, Direction, Edit
@@ -28,7 +30,6 @@ from gan_inversion.core.errors import (
 )
 from gan_inversion.core.fingerprint import fingerprint
 from gan_inversion.core.generator import Generator, GeneratorConfig
-from torch import Tensor, nn
 
 CONFIG = GeneratorConfig(32, (16, 16, 16, 8), 32, 32, 2)
 ROWS, WIDTH = CONFIG.num_ws, CONFIG.w_dim

@@ -6,6 +6,7 @@ import dataclasses
 
 import pytest
 import torch
+
 from gan_inversion.core.editing import Coordinate, Direction, Edit
 from gan_inversion.core.errors import GeneratorMismatchError, InvalidInputError
 from gan_inversion.core.generator import Generator, GeneratorConfig

@@ -9,6 +9,8 @@ from types import ModuleType
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+
 from gan_inversion.core.encoders import (
     ENCODER_TYPES,
     Encoder,
@@ -19,7 +21,6 @@ from gan_inversion.core.encoders import (
 )
 from gan_inversion.core.errors import GeneratorMismatchError, InvalidInputError, UnsupportedModelError
 from gan_inversion.core.generator import Generator, GeneratorConfig
-from PIL import Image
 
 TESTS = Path(__file__).parents[1]
 SLIM = {"stem": 8, "widths": (8, 16, 24), "units": (1, 2, 1), "se_reduction": 4, "input_size": (32, 32), "w_dim": 12}

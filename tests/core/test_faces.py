@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from skimage import data
+
 from gan_inversion.core import faces as faces_module
 from gan_inversion.core.alignment import align, five_points
 from gan_inversion.core.errors import CorruptFileError, InvalidInputError, ModelNotFoundError
@@ -29,7 +31,6 @@ from gan_inversion.core.landmarks import (
     predict_landmarks,
     region_of_face,
 )
-from skimage import data
 
 ROOT = Path(__file__).resolve().parents[2]
 SHARED = Path(os.environ.get("GAN_INVERSION_SHARED", ROOT.parent / "shared"))

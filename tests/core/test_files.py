@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
+
 from gan_inversion.core.directions import save_direction
 from gan_inversion.core.editing import Direction
 from gan_inversion.core.errors import InvalidInputError
@@ -20,7 +22,6 @@ from gan_inversion.core.imaging import save_image
 from gan_inversion.core.inversion import Inversion
 from gan_inversion.core.training.common import load_checkpoint, save_checkpoint
 from gan_inversion.model_registry import save_model
-from PIL import Image
 
 
 def generator() -> Generator:

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from gan_inversion.core.errors import InvalidInputError
 from gan_inversion.core.generator import Generator, GeneratorConfig, SynthesisHooks
 

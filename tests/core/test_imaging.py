@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+
 from gan_inversion.core.errors import InvalidInputError, NotFiniteError
 from gan_inversion.core.imaging import (
     area_pool,
@@ -16,7 +18,6 @@ from gan_inversion.core.imaging import (
     to_pil,
     to_uint8,
 )
-from PIL import Image
 
 
 @pytest.fixture

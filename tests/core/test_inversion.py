@@ -5,6 +5,9 @@ import json
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
 from gan_inversion.core.alignment import CropTransform
 from gan_inversion.core.editing import Direction, Edit
 from gan_inversion.core.errors import (
@@ -24,8 +27,6 @@ from gan_inversion.core.inversion import (
     WeightOffset,
     render,
 )
-from safetensors import safe_open
-from safetensors.torch import save_file
 
 W_DIM = 16
 

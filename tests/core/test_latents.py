@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+
 from gan_inversion.core import latents
 from gan_inversion.core.editing import Direction, Edit
 from gan_inversion.core.errors import GeneratorMismatchError, InvalidInputError

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 import torch
+
 from gan_inversion.core.errors import InvalidInputError, MissingPackageError
 from gan_inversion.core.losses import import_lpips, lpips_distance, multiscale_distance
 

@@ -4,6 +4,7 @@ import itertools
 
 import pytest
 import torch
+
 from gan_inversion.core import ops
 
 

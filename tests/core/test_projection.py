@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from gan_inversion.core.errors import InvalidInputError, NotFiniteError
 from gan_inversion.core.generator import Generator, GeneratorConfig
 from gan_inversion.core.inversion import render

@@ -20,13 +20,14 @@ import urllib.request
 import warnings
 from pathlib import Path
 
-import gan_inversion
 import numpy as np
 import pytest
+from PIL import Image
+
+import gan_inversion
 from gan_inversion.model_registry import catalogue
 from gan_inversion.nodes import all_nodes
 from gan_inversion.nodes.headless.runner import Runner
-from PIL import Image
 
 from ..nodes.tiny_models import FILES, every_node, reload_inversion, with_tiny_models, write_tiny_models
 

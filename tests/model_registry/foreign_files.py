@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
 from gan_inversion.core.generator import Generator, GeneratorConfig
 
 from ..parity.generator_parity import borrowed_class

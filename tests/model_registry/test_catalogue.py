@@ -11,6 +11,7 @@ from dataclasses import FrozenInstanceError, replace
 from pathlib import Path
 
 import pytest
+
 from gan_inversion.core.errors import CorruptFileError, InvalidInputError, ModelNotFoundError
 from gan_inversion.model_registry import catalogue
 from gan_inversion.model_registry.catalogue import (

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import huggingface_hub.constants
 import pytest
+
 from gan_inversion.core.errors import DownloadError, ModelNotFoundError
 from gan_inversion.model_registry import catalogue, hub
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+
 from gan_inversion.core.errors import UnsupportedModelError
 from gan_inversion.core.generator import Generator, GeneratorConfig
 from gan_inversion.model_registry import load_model

@@ -8,17 +8,18 @@ import random
 from pathlib import Path
 from types import SimpleNamespace
 
-import gan_inversion
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+import gan_inversion
 from gan_inversion.core.encoders import Encoder, EncoderConfig
 from gan_inversion.core.errors import InvalidInputError, ModelNotFoundError, UnsupportedModelError
 from gan_inversion.core.fingerprint import fingerprint
 from gan_inversion.core.generator import Generator, GeneratorConfig
 from gan_inversion.core.skeleton import skeleton
 from gan_inversion.model_registry import catalogue, convert, hub, load_direction, load_model, save_model
-from safetensors import safe_open
-from safetensors.torch import save_file
 
 from .foreign_files import CONFIG, noise_tensors, nvidia_pickle, random_generator, rosinality_tensors
 

@@ -6,12 +6,13 @@ import sys
 
 import pytest
 import torch
+from safetensors.torch import save_file
+
 from gan_inversion.core.errors import InvalidInputError, MissingPackageError, UnsupportedModelError
 from gan_inversion.core.losses import import_lpips, lpips_distance
 from gan_inversion.model_registry import hub, perceptual_distance
 from gan_inversion.model_registry.catalogue import find
 from gan_inversion.model_registry.perceptual import _BACKBONES
-from safetensors.torch import save_file
 
 from ..core.test_losses import images, random_vgg
 

@@ -12,10 +12,11 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
+
 from gan_inversion.core.errors import CorruptFileError, ModelNotFoundError, UnsafeFileError, UnsupportedModelError
 from gan_inversion.model_registry import PickledNetwork, load_model, read_weights
 from gan_inversion.model_registry.reading import _TENSORFLOW_NETWORK
-from safetensors.torch import save_file
 
 from ..parity.generator_parity import borrowed_class
 from .foreign_files import nvidia_pickle, random_generator

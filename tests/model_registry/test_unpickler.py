@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+
 from gan_inversion.core.errors import CorruptFileError, GANInversionError, UnsafeFileError
 from gan_inversion.model_registry import load_model, read_weights
 from gan_inversion.model_registry.unpickler import Recorded, unpickle

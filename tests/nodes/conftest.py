@@ -4,12 +4,13 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from torch import nn
+
 from gan_inversion.core.encoders import Encoder, EncoderConfig
 from gan_inversion.core.generator import Generator, GeneratorConfig
 from gan_inversion.model_registry import catalogue, save_model
 from gan_inversion.nodes import all_nodes
 from gan_inversion.nodes.headless import stand_in
-from torch import nn
 
 SIDE = 32
 _W_DIM = 16

@@ -4,14 +4,15 @@ import subprocess
 import sys
 from pathlib import Path
 
-import gan_inversion
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+
+import gan_inversion
 from gan_inversion.model_registry import catalogue, load_model
 from gan_inversion.nodes.headless import cli, demo
 from gan_inversion.nodes.headless.workflow_files import read_workflow
-from PIL import Image
 
 from .tiny_models import FILES, with_tiny_models, write_tiny_models
 

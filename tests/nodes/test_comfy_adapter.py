@@ -1,5 +1,6 @@
 import pytest
 import torch
+
 from gan_inversion.nodes import _comfy
 from gan_inversion.nodes._comfy import io
 from gan_inversion.nodes.headless import stand_in

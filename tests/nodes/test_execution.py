@@ -6,6 +6,7 @@ import time
 
 import pytest
 import torch
+
 from gan_inversion import model_registry
 from gan_inversion.core.directions import save_direction
 from gan_inversion.core.discovery import sample_w

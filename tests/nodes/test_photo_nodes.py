@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+
 from gan_inversion.core.alignment import CropTransform
 from gan_inversion.core.errors import InvalidInputError
 from gan_inversion.nodes import align_face
@@ -147,8 +148,9 @@ def test_an_empty_mask_of_64_pixels_counts_where_the_picture_has_that_size(run):
 
 
 def test_real_photograph_without_any_download(run, monkeypatch):
-    from gan_inversion.core.landmarks import default_weights_path
     from skimage import data
+
+    from gan_inversion.core.landmarks import default_weights_path
 
     if not default_weights_path().is_file():
         pytest.skip("the bundled landmark weights are missing")

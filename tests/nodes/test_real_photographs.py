@@ -7,11 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+
 from gan_inversion.core.alignment import footprint_mask
 from gan_inversion.nodes.headless.runner import Runner
 from gan_inversion.nodes.headless.templates import WORKFLOWS
 from gan_inversion.nodes.headless.workflow_files import read_workflow, with_values
-from PIL import Image
 
 SHARED = Path(os.environ.get("GAN_INVERSION_SHARED", Path(__file__).resolve().parents[2].parent / "shared")) / "data"
 PHOTOGRAPHS = (

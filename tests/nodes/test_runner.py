@@ -5,13 +5,14 @@ import time
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+
 from gan_inversion.core.errors import CorruptFileError, InvalidInputError, ModelNotFoundError, NoFaceError
 from gan_inversion.nodes.headless import cli
 from gan_inversion.nodes.headless import stand_in as io
 from gan_inversion.nodes.headless.core_nodes import core_nodes
 from gan_inversion.nodes.headless.runner import NodeFailedError, Runner
 from gan_inversion.nodes.headless.workflow_files import WorkflowError, read_workflow, ui_to_api, with_values
-from PIL import Image
 
 Thing = io.Custom("TOY_THING")
 

@@ -6,8 +6,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import gan_inversion
 import pytest
+
+import gan_inversion
 from gan_inversion.nodes import MODULES, all_nodes
 from gan_inversion.nodes.headless import schemas
 

@@ -1,15 +1,16 @@
 import json
 from pathlib import Path
 
-import gan_inversion
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+
+import gan_inversion
 from gan_inversion.nodes import all_nodes
 from gan_inversion.nodes.headless import schemas, templates
 from gan_inversion.nodes.headless.runner import Runner
 from gan_inversion.nodes.headless.workflow_files import read_workflow
-from PIL import Image
 
 from .tiny_models import RESOLUTION, every_node, reload_inversion, with_tiny_models, write_tiny_models
 
@@ -31,6 +32,13 @@ def test_files_are_what_the_descriptions_give(tmp_path):
 def test_editor_file_and_api_twin_are_one_workflow(name):
     twin = json.loads((FOLDER / "api" / f"{name}.json").read_text())
     assert read_workflow(FOLDER / f"{name}.json") == twin
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_template_has_a_thumbnail(name):
+    with Image.open(FOLDER / f"{name}.jpg") as picture:
+        assert picture.format == "JPEG" and picture.width == 640
+        assert len(picture.convert("L").resize((32, 32)).getcolors()) > 20, "an empty picture"
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -4,6 +4,7 @@ import copy
 from pathlib import Path
 
 import torch
+
 from gan_inversion.core.directions import save_direction
 from gan_inversion.core.editing import Direction
 from gan_inversion.core.encoder_config import EncoderConfig

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from gan_inversion.core.training.morphs import FIELD_SIZE, MARGIN, MorphModel
 
 TEXTURE, MARKS = 160, 12

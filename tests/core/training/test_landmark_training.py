@@ -6,6 +6,8 @@ import json
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+
 from gan_inversion.core.errors import InvalidInputError
 from gan_inversion.core.landmarks import MIRROR_ORDER, load_landmark_net
 from gan_inversion.core.training import landmarks as trainer
@@ -16,7 +18,6 @@ from gan_inversion.core.training.landmark_samples import (
     ibug_points,
     sample_batch,
 )
-from PIL import Image
 
 # Rows of the template that alignment stands on; the rest of a made-up face is scattered over it.
 PLACES = {18: (-0.7, 0), 22: (-0.3, 0), 23: (0.3, 0), 27: (0.7, 0), 87: (-0.4, 1.1), 93: (0.4, 1.1)}

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from gan_inversion.core.training.directions import extra_code, people_code, smile_code
 from gan_inversion.core.training.morphs import EXTRA_NAMES, MorphModel, _turn
 

@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 import torch
+
 from gan_inversion.core.errors import InvalidInputError
 from gan_inversion.core.training import encoder as encoder_training
 from gan_inversion.core.training import generator as generator_training
