@@ -16,7 +16,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -246,7 +246,7 @@ def _stage_generator(settings: GeneratorTraining, stage: int) -> Generator:
         resolution, settings.channels[:blocks], settings.w_dim, settings.w_dim, settings.mapping_layers
     )
     generator = Generator(config)
-    generator.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # a valid overload its stub leaves out
+    cast(Any, generator).to(memory_format=torch.channels_last)  # an overload that some versions' stubs leave out
     return generator
 
 
