@@ -34,6 +34,8 @@ _BORDER_FRACTION = 0.1  # margin kept around the square before it is resampled
 _BLUR_FRACTION = 0.02  # sigma of the border's blur, as a part of the square's side
 _SHRINK_FROM = 4.0  # above this minification the region is shrunk before its border is made
 _DEGENERATE = 1e-6
+_OVAL_CENTRE, _OVAL_RADII = (0.5, 0.62), (0.31, 0.36)  # of the face in an FFHQ crop, in crop widths
+_OVAL_SOFTNESS = 0.4  # width of the oval's soft edge, as a part of its radius
 _PARALLELOGRAM_TOLERANCE = 1e-4  # of the square's side
 # MediaPipe face mesh indices of the six eyelid points, nose tip and mouth corners, image-left side first.
 _MESH_EYES = ((33, 160, 158, 133, 153, 144), (362, 385, 387, 263, 373, 380))
@@ -228,6 +230,21 @@ def align(image: torch.Tensor, transform: CropTransform) -> torch.Tensor:
         return align(image.cpu(), transform).to(image.device)
     region, matrix = _source_region(image, transform)
     return resample(region, matrix, (transform.output_size, transform.output_size)).clamp(-1.0, 1.0)
+
+
+def face_oval(size: int, *, device: torch.device | str = "cpu") -> torch.Tensor:
+    """Mask [1, 1, S, S] of the face in an FFHQ crop: brows to chin, cheek to cheek, 1 inside and softly 0 outside.
+
+    An FFHQ crop fixes eyes and mouth, so one oval serves every face that looks ahead; hair, neck and background are
+    mostly outside it.
+    """
+    line = (torch.arange(size, device=device, dtype=torch.float32) + 0.5) / size
+    y, x = torch.meshgrid(line, line, indexing="ij")
+    distance = (
+        ((x - _OVAL_CENTRE[0]) / _OVAL_RADII[0]).square() + ((y - _OVAL_CENTRE[1]) / _OVAL_RADII[1]).square()
+    ).sqrt()
+    edge = ((distance - 1 + _OVAL_SOFTNESS) / _OVAL_SOFTNESS).clamp(0, 1)
+    return (0.5 + 0.5 * torch.cos(math.pi * edge))[None, None]
 
 
 def footprint_mask(

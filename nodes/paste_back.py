@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..core.alignment import CropTransform, footprint_mask, paste_back
+from ..core.alignment import CropTransform, face_oval, footprint_mask, paste_back
 from ..core.blending import blend, match_mask
 from ..core.imaging import resize_antialiased
 from ._comfy import io, progress, schema
@@ -22,6 +22,7 @@ from ._types import (
 )
 
 _CROP, _PHOTO = "crop", "photo"
+_WHOLE, _FACE = "whole crop", "face"
 
 
 class GANInversionPasteBack(io.ComfyNode):
@@ -76,6 +77,14 @@ class GANInversionPasteBack(io.ComfyNode):
                     optional=True,
                     tooltip="Which picture the mask was painted on: the aligned crop or the whole photograph.",
                 ),
+                io.Combo.Input(
+                    "region",
+                    options=[_WHOLE, _FACE],
+                    default=_WHOLE,
+                    optional=True,
+                    tooltip="How much of the crop may change: all of it, or an oval from brows to chin, which leaves hair "
+                    "and background alone (for smiles and other edits of the face itself). Joins a mask, if there is one.",
+                ),
             ],
             outputs=[
                 io.Image.Output(
@@ -95,20 +104,21 @@ class GANInversionPasteBack(io.ComfyNode):
         mask: Tensor | None = None,
         feather: float = 0.08,
         mask_on: str = _CROP,
+        region: str = _WHOLE,
     ) -> io.NodeOutput:
         """Pastes in ComfyUI's own range, so that untouched pixels keep their bits."""
         check_finite(feather=feather)
         photos, crops = channels_first(photo, "photo"), channels_first(edited, "edited")
         before = None if unedited is None else channels_first(unedited, "unedited")
-        region = painted(mask, crops if mask_on == _CROP else photos)
-        region = None if region is None else region.reshape(-1, *region.shape[-2:])
+        selection = painted(mask, crops if mask_on == _CROP else photos)
+        selection = None if selection is None else selection.reshape(-1, *selection.shape[-2:])
         sizes = {"photo": len(photos), "edited": len(crops), "crop": len(crop.crops)}
         if before is not None:
             sizes["unedited"] = len(before)
             if before.shape[-2:] != crops.shape[-2:]:
                 before = resize_antialiased(before, (crops.shape[2], crops.shape[3]))
-        if region is not None:
-            sizes["mask"] = len(region)
+        if selection is not None:
+            sizes["mask"] = len(selection)
         batch = common_batch(**sizes)
         report = progress(batch)
         pictures: list[Tensor] = []
@@ -120,9 +130,10 @@ class GANInversionPasteBack(io.ComfyNode):
                 pictures.append(picture)
                 masks.append(torch.zeros_like(picture[:, :1]))
             else:
-                selected = None if region is None else item(region, index)
+                selected = None if selection is None else item(selection, index)
                 original = None if before is None else item(before, index)
-                pasted, weight = _pasted(picture, item(crops, index), transform, selected, mask_on, feather, original)
+                content, face = item(crops, index), region == _FACE
+                pasted, weight = _pasted(picture, content, transform, selected, mask_on, face, feather, original)
                 pictures.append(pasted)
                 masks.append(weight)
             report(index + 1)
@@ -135,6 +146,7 @@ def _pasted(
     transform: CropTransform,
     mask: Tensor | None,
     mask_on: str,
+    face: bool,
     feather: float,
     original: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
@@ -144,6 +156,9 @@ def _pasted(
         in_crop = match_mask(mask, (crop.shape[2], crop.shape[3]))
     elif mask is not None:
         in_photo = match_mask(mask, (photo.shape[2], photo.shape[3])).to(photo)
+    if face:
+        oval = face_oval(crop.shape[2], device=crop.device)
+        in_crop = oval if in_crop is None else in_crop * oval
     pasted = paste_back(
         photo, crop, transform, in_crop, feather=feather, original_crop=original, value_range=(0.0, 1.0)
     )

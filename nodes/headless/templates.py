@@ -284,7 +284,7 @@ TEMPLATES = (
             8: Step("GANInversionApplyDirection", 3, {"strength": 1.0}, {"inversion": (6, 0), "direction": (7, 0)}),
             9: Step("GANInversionRender", 4, links={"inversion": (8, 0)}),
             10: Step(
-                "GANInversionPasteBack", 4,
+                "GANInversionPasteBack", 4, {"region": "face"},
                 links={"photo": (1, 0), "edited": (9, 0), "crop": (4, 1), "unedited": (9, 1)},
             ),
             11: Step("SaveImage", 5, {"filename_prefix": "edit_portrait"}, {"images": (10, 0)}),

@@ -11,6 +11,7 @@ from PIL import Image
 from gan_inversion.core.alignment import (
     CropTransform,
     align,
+    face_oval,
     ffhq_quad,
     ffhq_quad_from_five,
     five_points,
@@ -311,3 +312,11 @@ def test_misfits_are_refused_in_plain_words():
         paste_back(source, crop, transform, torch.full((1, 1, 16, 16), 2.0))
     with pytest.raises(NotFiniteError, match="crop contains NaN"):
         paste_back(source, crop * float("nan"), transform)
+
+
+def test_face_oval_covers_the_face_and_leaves_the_border():
+    oval = face_oval(128)[0, 0]
+    for x, y in ((0.385, 0.48), (0.615, 0.48), (0.5, 0.6), (0.41, 0.70), (0.59, 0.70)):  # eyes, nose, mouth corners
+        assert oval[int(y * 128), int(x * 128)] > 0.9
+    assert oval[:24].max() == 0 and oval[:, :20].max() == 0 and oval[:, -20:].max() == 0
+    torch.testing.assert_close(oval, oval.flip(1))

@@ -254,3 +254,14 @@ def test_blend_with_painted_masks_of_odd_sizes(run):
     assert not run("Blend", source=source, image=image, mask=empty)[0].any()
     with pytest.raises(InvalidInputError, match="source 1, image 2, mask 3"):
         run("Blend", source=source, image=image, mask=torch.zeros(3, 30, 44))
+
+
+def test_region_face_leaves_the_crops_border_bit_identical(run):
+    photo = torch.rand(1, 80, 80, 3, generator=torch.Generator().manual_seed(0))
+    crop = CropsWire((CropTransform.whole_square((80, 80), 64),))
+    options = {"photo": photo, "edited": torch.ones(1, 64, 64, 3), "crop": crop}
+    whole = run("PasteBack", **options)[0]
+    face = run("PasteBack", **options, region="face")[0]
+    assert torch.equal(face[:, :12], photo[:, :12]) and torch.equal(face[:, :, :10], photo[:, :, :10])
+    assert (face[:, 45:55, 35:45] - whole[:, 45:55, 35:45]).abs().max() < 1e-5
+    assert not torch.equal(whole[:, 20:60, 4:9], photo[:, 20:60, 4:9])
