@@ -18,7 +18,7 @@ from ..directions import save_direction
 from ..editing import Direction
 from ..fingerprint import fingerprint
 from .common import PORTRAITS_CREDIT, SaveModel, add_common_arguments, load_morphs
-from .generator import CodeEmbedding, GeneratorTraining, load_trained
+from .generator import CodeEmbedding, load_trained
 from .morphs import EXTRA_NAMES, MorphConfig, MorphModel
 
 
@@ -98,7 +98,7 @@ def main(argv: Sequence[str], save_model: SaveModel) -> Path:
     add_common_arguments(parser)
     options = parser.parse_args(argv)
     morphs = load_morphs(options.portraits, options.runs)
-    generator, embedding = load_trained(options.runs / "generator", morphs, GeneratorTraining())
+    generator, embedding = load_trained(options.runs / "generator", morphs)
     for direction in portrait_directions(morphs, embedding, options.portraits, fingerprint(generator)):
         path = options.out / f"portraits-{direction.name}.safetensors"
         save_direction(path, direction, licence="CC-BY-4.0", note=PORTRAITS_CREDIT)

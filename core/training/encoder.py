@@ -35,7 +35,7 @@ from .common import (
     step_generator,
     write_sheet,
 )
-from .generator import CodeEmbedding, GeneratorTraining, load_trained
+from .generator import CodeEmbedding, load_trained
 from .morphs import MorphModel
 
 logger = logging.getLogger(__name__)
@@ -194,7 +194,7 @@ def main(argv: Sequence[str], save_model: SaveModel) -> Path:
         defaults, code_steps=options.code_steps, image_steps=options.image_steps, batch=options.batch or defaults.batch
     )
     morphs = load_morphs(options.portraits, options.runs)
-    generator, embedding = load_trained(options.runs / "generator", morphs, GeneratorTraining())
+    generator, embedding = load_trained(options.runs / "generator", morphs)
     encoder = train(
         morphs,
         generator,

@@ -222,8 +222,8 @@ def fit_mapping(
     return float(error.sqrt())
 
 
-def load_trained(out: Path, morphs: MorphModel, settings: GeneratorTraining) -> tuple[Generator, CodeEmbedding]:
-    """The averaged generator and embedding of a run's last checkpoint.
+def load_trained(out: Path, morphs: MorphModel) -> tuple[Generator, CodeEmbedding]:
+    """The averaged generator and embedding of a run's last checkpoint, in the sizes that run was given.
 
     Raises:
         InvalidInputError: no checkpoint there.
@@ -231,6 +231,7 @@ def load_trained(out: Path, morphs: MorphModel, settings: GeneratorTraining) -> 
     checkpoint = load_checkpoint(out / "checkpoint.pt")
     if checkpoint is None:
         raise InvalidInputError(f"{out}: no checkpoint.pt there. Train the generator first.")
+    settings = GeneratorTraining(**checkpoint["settings"])
     average = nn.ModuleList(
         (_stage_generator(settings, checkpoint["stage"]), CodeEmbedding(morphs.code_dim, settings.w_dim))
     )
@@ -317,7 +318,7 @@ def main(argv: Sequence[str], save_model: SaveModel) -> Path:
     generator = train(
         morphs, options.runs / "generator", settings, device=options.device, time_budget=options.seconds
     ).cpu()
-    _, embedding = load_trained(options.runs / "generator", morphs, settings)
+    _, embedding = load_trained(options.runs / "generator", morphs)
     error = fit_mapping(generator, embedding, morphs, steps=options.mapping_steps)
     write_sheet(_random_faces(generator), options.runs / "generator" / "random-faces.png")
     metadata = card("generator", settings, mapping_relative_error=f"{error:.3f}")

@@ -38,7 +38,7 @@ def test_generator_learns_the_picture(bank, tmp_path):
 def test_mapping_is_fitted_to_the_codes(bank, tmp_path):
     settings = dataclasses.replace(SMALL, stages=((16, 2),))
     generator = generator_training.train(bank, tmp_path / "a", settings)
-    _, embedding = generator_training.load_trained(tmp_path / "a", bank, settings)
+    _, embedding = generator_training.load_trained(tmp_path / "a", bank)
     error = generator_training.fit_mapping(generator, embedding, bank, steps=1500, batch=64)
     assert error < 0.5
     known = embedding(bank.draw_codes(2000, torch.Generator().manual_seed(0)))
@@ -51,7 +51,7 @@ def test_mapping_is_fitted_to_the_codes(bank, tmp_path):
 def test_encoder_resumes_to_the_same_weights(bank, tmp_path):
     settings = dataclasses.replace(SMALL, channels=(16, 16, 16, 8, 8), stages=((64, 2),))
     generator_training.train(bank, tmp_path / "g", settings)
-    generator, embedding = generator_training.load_trained(tmp_path / "g", bank, settings)
+    generator, embedding = generator_training.load_trained(tmp_path / "g", bank)
     small = encoder_training.EncoderTraining(
         stem=8, widths=(16, 32, 48, 64), units=(1, 1, 1, 1), style_channels=16, code_steps=3, image_steps=2, batch=2
     )
@@ -64,4 +64,4 @@ def test_encoder_resumes_to_the_same_weights(bank, tmp_path):
 
 def test_missing_checkpoint_is_named(bank, tmp_path):
     with pytest.raises(InvalidInputError, match=r"no checkpoint\.pt"):
-        generator_training.load_trained(tmp_path, bank, SMALL)
+        generator_training.load_trained(tmp_path, bank)
