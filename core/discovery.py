@@ -25,7 +25,6 @@ from .fingerprint import fingerprint
 from .generator import Generator, SynthesisHooks
 from .ops import EqualLinear
 
-_CHUNK = 1000  # codes per pass of the mapping network
 _IMAGE_CHUNK = 4
 _NATURAL_STD = 3.0  # a coordinate further than this from the mean is rare among photographs
 _STD_LIMITS = (-_NATURAL_STD, _NATURAL_STD)
@@ -41,9 +40,7 @@ def sample_w(generator: Generator, samples: int, seed: int = 0) -> Tensor:
     """Codes of random z, [samples, w_dim]; the same seed gives the same codes on every device."""
     if samples < 2:
         raise InvalidInputError(f"{samples} sample(s) of w: expected at least 2.")
-    z = torch.randn(samples, generator.config.z_dim, generator=torch.Generator().manual_seed(seed))
-    device = generator.w_avg.device
-    return torch.cat([generator.mapping(part.to(device)) for part in z.split(_CHUNK)])
+    return generator.sample_w(samples, seed)
 
 
 @torch.no_grad()

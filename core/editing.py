@@ -125,6 +125,14 @@ class Edit:
         """The same edit at another strength."""
         return Edit(tuple(dataclasses.replace(term, strength=term.strength * factor) for term in self.terms))
 
+    def of_image(self, index: int, batch: int) -> Edit:
+        """The part of an edit with one strength for each of `batch` images that belongs to one of them."""
+
+        def own(strength: float | Tensor) -> float | Tensor:
+            return strength.flatten()[index] if isinstance(strength, Tensor) and strength.numel() == batch else strength
+
+        return Edit(tuple(dataclasses.replace(term, strength=own(term.strength)) for term in self.terms))
+
     def apply(self, w_plus: Tensor) -> Tensor:
         """w_plus [B, num_ws, w_dim] -> the edited code of the same shape."""
         edited = w_plus

@@ -399,7 +399,11 @@ class Generator(nn.Module):
         return self.synthesis(w_plus, **synthesis)
 
     @torch.no_grad()
+    def sample_w(self, samples: int, seed: int = 0) -> Tensor:
+        """w of seeded normal z, [samples, w_dim]; a seed gives the same codes on every device."""
+        z = torch.randn(samples, self.config.z_dim, generator=torch.Generator().manual_seed(seed))
+        return torch.cat([self.mapping(part.to(self.w_avg.device)) for part in z.split(1000)])
+
     def estimate_w_avg(self, samples: int = 10_000, seed: int = 0) -> Tensor:
         """Mean of w over seeded normal z, [w_dim]: for files that carry no average."""
-        z = torch.randn(samples, self.config.z_dim, generator=torch.Generator().manual_seed(seed))
-        return torch.cat([self.mapping(part.to(self.w_avg.device)) for part in z.split(1000)]).mean(dim=0)
+        return self.sample_w(samples, seed).mean(dim=0)

@@ -323,7 +323,7 @@ def render(
         noise = inversion.generator.synthesis.random_noise(len(inversion), generator)
     if len(inversion) > 1 and any(len(t) > 1 for m in inversion.modulations for t in m.weight_offsets().values()):
         # Each image has weights of its own: one pass each.
-        edits = [_edit_of(edit, index, len(inversion)) for index in range(len(inversion))]
+        edits = [edit and edit.of_image(index, len(inversion)) for index in range(len(inversion))]
         noises = [_noise_of(noise, index) for index in range(len(inversion))]
         images = zip(edits, noises, strict=True)
         return torch.cat([render(inversion[i], e, noise=n, dtype=dtype) for i, (e, n) in enumerate(images)])
@@ -366,17 +366,6 @@ def _tuned_weights(inversion: Inversion) -> dict[str, Tensor]:
                 raise GeneratorMismatchError(f"Weight offset for {name!r}: this generator has no such parameter.")
             tuned[name] = tuned.get(name, base[name]) + offset[0].to(base[name])
     return tuned
-
-
-def _edit_of(edit: Edit | None, index: int, batch: int) -> Edit | None:
-    """The part of a batched edit that belongs to one image."""
-    if edit is None:
-        return None
-
-    def own(strength: float | Tensor) -> float | Tensor:
-        return strength[index] if isinstance(strength, Tensor) and strength.numel() == batch else strength
-
-    return Edit(tuple(dataclasses.replace(term, strength=own(term.strength)) for term in edit.terms))
 
 
 def _noise_of(noise: Noise, index: int) -> Noise:

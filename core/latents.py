@@ -200,7 +200,7 @@ def sweep(
     images: list[Tensor] = []
     labels: list[str] = []
     for index in range(len(inversion)):
-        one, others = inversion[index], _edit_of_image(edit, index, len(inversion))
+        one, others = inversion[index], (edit or Edit()).of_image(index, len(inversion))
         for first in directions:
             for second in seconds:
                 base = others
@@ -219,17 +219,6 @@ def sweep(
     named = len(directions) == 1 and second_direction is not None
     columns = tuple(f"{directions[0].name} {_signed(s)}" if named else _signed(s) for s in strengths)
     return SweepGrid(torch.cat(images), tuple(labels), columns)
-
-
-def _edit_of_image(edit: Edit | None, index: int, batch: int) -> Edit:
-    """An edit with one strength for each image -> what it means for one of them."""
-    if edit is None:
-        return Edit()
-
-    def own(strength: float | Tensor) -> float | Tensor:
-        return strength.flatten()[index] if isinstance(strength, Tensor) and strength.numel() == batch else strength
-
-    return Edit(tuple(dataclasses.replace(term, strength=own(term.strength)) for term in edit.terms))
 
 
 def _repeated(inversion: Inversion, count: int) -> Inversion:

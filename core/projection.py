@@ -169,7 +169,6 @@ def _ramp(done: float, config: ProjectionConfig) -> float:
 @torch.no_grad()
 def w_statistics(generator: Generator, samples: int = 1000, seed: int = 0) -> tuple[Tensor, Tensor]:
     """(mean w [w_dim], root mean square deviation per coordinate []) of seeded samples."""
-    z = torch.randn(samples, generator.config.z_dim, generator=torch.Generator().manual_seed(seed))
-    w = generator.mapping(z.to(generator.w_avg.device))
+    w = generator.sample_w(samples, seed)
     mean = w.mean(dim=0)
     return mean, (w - mean).square().mean().sqrt()

@@ -23,11 +23,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..alignment import ffhq_quad_from_five
 from ..errors import InvalidInputError
 
 logger = logging.getLogger(__name__)
 
 LEFT_PUPIL, RIGHT_PUPIL, LEFT_MOUTH, RIGHT_MOUTH = 0, 1, 87, 93  # rows of landmarks.json; left and right in the image
+NOSE = 55  # the crop does not depend on it
 MOUTH_ROWS = slice(85, 110)
 MARGIN = 0.125  # the mean-shape frame reaches this far (in crop widths) beyond the FFHQ crop
 FIELD_SIZE = 96  # displacement fields are smooth: this grid is enough
@@ -62,15 +64,10 @@ class MorphConfig:
 
 def ffhq_frame(points: np.ndarray) -> np.ndarray:
     """2x3 matrix from unit-square crop coordinates to image pixels, from pupils and mouth corners (FFHQ crop)."""
-    eye_left, eye_right = points[LEFT_PUPIL], points[RIGHT_PUPIL]
-    mouth = (points[LEFT_MOUTH] + points[RIGHT_MOUTH]) / 2
-    eyes = (eye_left + eye_right) / 2
-    eye_to_eye, eye_to_mouth = eye_right - eye_left, mouth - eyes
-    x = eye_to_eye - np.array([-eye_to_mouth[1], eye_to_mouth[0]])
-    x *= max(2.0 * np.hypot(*eye_to_eye), 1.8 * np.hypot(*eye_to_mouth)) / np.hypot(*x)
-    y = np.array([-x[1], x[0]])
-    centre = eyes + 0.1 * eye_to_mouth
-    return np.stack((2 * x, 2 * y, centre - x - y), axis=1)
+    top_left, bottom_left, _, top_right = ffhq_quad_from_five(
+        points[[LEFT_PUPIL, RIGHT_PUPIL, NOSE, LEFT_MOUTH, RIGHT_MOUTH]]
+    )
+    return np.stack((top_right - top_left, bottom_left - top_left, top_left), axis=1)
 
 
 def _thin_plate(points: np.ndarray, grid: np.ndarray, smooth: float) -> np.ndarray:
