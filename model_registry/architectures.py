@@ -15,12 +15,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from ..core.discriminator import Discriminator, DiscriminatorConfig
 from ..core.encoders import ARCHITECTURES as ENCODER_ARCHITECTURES
 from ..core.encoders import Encoder, EncoderConfig, build_encoder, detect_architecture
 from ..core.errors import InvalidInputError, UnsupportedModelError
 from ..core.generator import Generator, GeneratorConfig
+from ..core.identity import IdentityConfig, IdentityNet
+from ..core.perceptual import PerceptualTrunk, PerceptualTrunkConfig
 from ..core.skeleton import skeleton
-from .layouts import FORMAT, CanonicalState, decoder_state
+from .layouts import FORMAT, CanonicalState, decoder_state, is_discriminator
 
 logger = logging.getLogger(__name__)
 
@@ -107,6 +110,47 @@ def build_generator(state: CanonicalState) -> Generator:
     return module
 
 
+def build_discriminator(state: CanonicalState) -> Discriminator:
+    """A discriminator that uses the given tensors themselves.
+
+    Raises:
+        UnsupportedModelError: keys or shapes that no "resnet" StyleGAN2 discriminator has.
+    """
+    tensors, clamp = state.tensors, state.options.get("conv_clamp")
+    if any(name.startswith("mapping.") for name in tensors):
+        raise UnsupportedModelError("Class-conditional StyleGAN2: only unconditional discriminators are supported.")
+    resolutions = sorted({int(m[1]) for name in tensors if (m := re.match(r"b(\d+)\.conv0\.", name))})
+    top = f"b{resolutions[-1] if resolutions else 8}"
+    needed = [
+        "b4.conv.weight",
+        f"{top}.fromrgb.weight",
+        *(f"b{r}.{n}.weight" for r in resolutions for n in ("conv0", "skip")),
+    ]
+    absent = [name for name in needed if name not in tensors]
+    if absent:
+        raise UnsupportedModelError(
+            f"StyleGAN2 discriminator without {_some(absent)}: the file is incomplete, or no 'resnet' network."
+        )
+    colours = tensors[f"{top}.fromrgb.weight"].shape[1]
+    if colours != 3:
+        raise UnsupportedModelError(f"StyleGAN2 discriminator of {colours}-channel images: expected 3 (RGB).")
+    narrowest = tensors["b4.fc.weight"].shape[0]
+    try:
+        config = DiscriminatorConfig(
+            resolution=resolutions[-1],
+            channels=(narrowest, *(tensors[f"b{r}.conv0.weight"].shape[0] for r in resolutions)),
+            mbstd_group_size=state.options.get("mbstd_group_size", 4),
+            mbstd_channels=tensors["b4.conv.weight"].shape[1] - narrowest,
+            conv_clamp=None if clamp is None else float(clamp),
+        )
+    except InvalidInputError as error:
+        raise UnsupportedModelError(f"Not a StyleGAN2 discriminator: {error}") from error
+    with skeleton():
+        module = Discriminator(config)
+    assign(module, tensors)
+    return module
+
+
 @torch.no_grad()
 def assign(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """Gives `module` (built on the meta device) the tensors, as float32, and demands that every key and shape fits.
@@ -182,6 +226,24 @@ def build_inversion_encoder(state: CanonicalState) -> Encoder:
     return build_encoder(config, state.tensors, latent_avg)
 
 
+def build_identity(state: CanonicalState) -> IdentityNet:
+    """An identity embedding that uses the given tensors themselves."""
+    config = IdentityConfig.from_state_dict(state.tensors, state.options.get("domain"))
+    with skeleton():
+        module = IdentityNet(config)
+    assign(module, state.tensors)
+    return module
+
+
+def build_perceptual(state: CanonicalState) -> PerceptualTrunk:
+    """A perceptual trunk that uses the given tensors themselves."""
+    config = PerceptualTrunkConfig.from_state_dict(state.tensors, state.options.get("domain"))
+    with skeleton():
+        module = PerceptualTrunk(config)
+    assign(module, state.tensors)
+    return module
+
+
 ARCHITECTURES: tuple[Architecture, ...] = (
     Architecture(
         "stylegan3",
@@ -194,6 +256,24 @@ ARCHITECTURES: tuple[Architecture, ...] = (
         "StyleGAN2 generators (rosinality .pt, NVIDIA .pkl, safetensors)",
         lambda state: "synthesis.b4.const" in state.tensors,
         build_generator,
+    ),
+    Architecture(
+        "stylegan2-discriminator",
+        "StyleGAN2 discriminators (rosinality .pt, NVIDIA .pkl, safetensors)",
+        lambda state: is_discriminator(state.tensors),
+        build_discriminator,
+    ),
+    Architecture(
+        "identity",
+        "identity embeddings",
+        lambda state: {"stem.0.weight", "positions.weight", "head.weight"} <= state.tensors.keys(),
+        build_identity,
+    ),
+    Architecture(
+        "perceptual",
+        "perceptual trunks",
+        lambda state: {"convs.0.weight", "scales.0"} <= state.tensors.keys(),
+        build_perceptual,
     ),
     *(
         Architecture(

@@ -1,8 +1,9 @@
 """One explicit key-mapping function per foreign layout, from what a file holds to this package's canonical names.
 
-Canonical generator names are NVIDIA's (`mapping.fc0.weight`, `synthesis.b8.conv0.affine.weight`, ...), see
-`core/generator.py`. Sources of the foreign names: rosinality/stylegan2-pytorch `model.py` and `convert_weight.py`,
-NVlabs/stylegan2-ada-pytorch `training/networks.py`, NVlabs/stylegan3 `legacy.py`.
+Canonical names are NVIDIA's: those of a generator (`mapping.fc0.weight`, `synthesis.b8.conv0.affine.weight`, ...) are in
+`core/generator.py`, those of a discriminator (`b8.conv0.weight`, ...) in `core/discriminator.py`. Sources of the foreign
+names: rosinality/stylegan2-pytorch `model.py` and `convert_weight.py`, NVlabs/stylegan2-ada-pytorch
+`training/networks.py`, NVlabs/stylegan3 `legacy.py`.
 """
 
 from __future__ import annotations
@@ -39,7 +40,8 @@ def canonicalise(raw: RawFile, part: str | None = None) -> CanonicalState:
 
     Args:
         raw: what `read_weights` returned.
-        part: "decoder" for the generator inside an encoder checkpoint; None for the file's main network.
+        part: "decoder" for the generator inside an encoder checkpoint, "discriminator" for the discriminator beside a
+            generator; None for the file's main network.
 
     Raises:
         UnsupportedModelError: a variant of StyleGAN2 that is not built here, or a part the file does not have.
@@ -49,6 +51,8 @@ def canonicalise(raw: RawFile, part: str | None = None) -> CanonicalState:
         state = CanonicalState(
             dict(content), FORMAT, {**_config(raw), "architecture": raw.metadata.get("architecture")}
         )
+    elif part == "discriminator":
+        state = _foreign_discriminator(content)
     elif isinstance(content, PickledNetwork):
         state = _from_network(content)
     elif not isinstance(content, Mapping):
@@ -63,11 +67,19 @@ def canonicalise(raw: RawFile, part: str | None = None) -> CanonicalState:
         state = _from_flat(content, content.get("latent_avg"))
     if part is None:
         return state
+    if part == "discriminator" and is_discriminator(state.tensors):
+        return state
+    if part == "discriminator":
+        raise UnsupportedModelError(
+            "It holds no discriminator: expected 'D' in an NVIDIA .pkl, 'd' in a rosinality checkpoint (written by its "
+            "train.py, or by convert_weight.py with --disc), or a discriminator converted by this package. Files made "
+            "for inference often hold the generator only."
+        )
     if part == "decoder" and state.layout == "encoder":
         return decoder_state(state)
     if part == "decoder":
         raise UnsupportedModelError(f"{raw.path} holds no decoder: expected an encoder checkpoint (e4e, pSp, ReStyle).")
-    raise UnsupportedModelError(f"Unknown part {part!r}: expected 'decoder' or None.")
+    raise UnsupportedModelError(f"Unknown part {part!r}: expected 'decoder', 'discriminator' or None.")
 
 
 def rosinality_generator(tensors: Mapping[str, Tensor], latent_avg: Tensor | None = None) -> dict[str, Tensor]:
@@ -158,11 +170,7 @@ def nvidia_tensorflow_generator(network: PickledNetwork) -> CanonicalState:
     Raises:
         UnsupportedModelError: StyleGAN1, class-conditional networks, "orig" or "resnet" ablations.
     """
-    if network.version < 4:
-        raise UnsupportedModelError(
-            f"TensorFlow network of container version {network.version}, a StyleGAN1 or older: "
-            "expected StyleGAN2 (version 4)."
-        )
+    _refuse_old_tensorflow(network)
     kwargs, variables = network.init_kwargs, network.tensors
     _refuse_conditional(kwargs.get("label_size", 0))
     _refuse_variant("architecture", kwargs.get("architecture", "skip"), "skip")
@@ -213,8 +221,101 @@ def _from_tensorflow(key: str, value: Tensor) -> Tensor:
     return value
 
 
+def is_discriminator(tensors: Mapping[str, Any]) -> bool:
+    """Whether these are the canonical names of a discriminator."""
+    return "b4.fc.weight" in tensors and "b4.out.weight" in tensors
+
+
+def rosinality_discriminator(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """rosinality/stylegan2-pytorch, the dictionary under "d" -> canonical names; shapes are the same."""
+    blocks = [int(match[1]) for key in tensors if (match := re.match(r"convs\.(\d{1,2})\.skip\.", key))]
+    last = max(blocks, default=0)  # convs.<last> is the 8x8 block, convs.0 the RGB layer of the first one
+    found: dict[str, Tensor] = {}
+    for key, tensor in tensors.items():
+        if key.endswith(".kernel"):
+            _check_filter(key, tensor)
+        else:
+            found[_rosinality_discriminator_name(key, last)] = tensor
+    return found
+
+
+def _rosinality_discriminator_name(key: str, last: int) -> str:
+    if match := re.fullmatch(r"convs\.0\.(?:0\.(weight)|1\.(bias))", key):
+        return f"b{4 << last}.fromrgb.{match[1] or match[2]}"
+    if match := re.fullmatch(r"convs\.(\d{1,2})\.(conv1\.0|conv1\.1|conv2\.1|conv2\.2|skip\.1)\.(weight|bias)", key):
+        layer = {"conv1": "conv0", "conv2": "conv1", "skip": "skip"}[match[2].split(".")[0]]
+        return f"b{4 << (last - int(match[1]) + 1)}.{layer}.{match[3]}"
+    if match := re.fullmatch(r"final_conv\.(?:0\.(weight)|1\.(bias))", key):
+        return f"b4.conv.{match[1] or match[2]}"
+    if match := re.fullmatch(r"final_linear\.([01])\.(weight|bias)", key):
+        return f"b4.{('fc', 'out')[int(match[1])]}.{match[2]}"
+    return key
+
+
+def nvidia_torch_discriminator(network: PickledNetwork) -> CanonicalState:
+    """StyleGAN2-ADA-PyTorch and the StyleGAN3 repository, whose tensors have canonical names.
+
+    Raises:
+        UnsupportedModelError: class-conditional, "orig" or "skip" ablations, other activations or filters.
+    """
+    attributes, kwargs, tensors = network.attributes, network.init_kwargs, dict(network.tensors)
+    _refuse_conditional(attributes.get("c_dim", kwargs.get("c_dim", 0)))
+    _refuse_variant(
+        "discriminator architecture", attributes.get("b4.architecture", kwargs.get("architecture")), "resnet"
+    )
+    _refuse_variant("activation", attributes.get("b4.conv.activation"), "lrelu")
+    for name in [name for name in tensors if name.endswith("resample_filter")]:
+        _check_filter(name, tensors.pop(name))
+    epilogue = kwargs.get("epilogue_kwargs", {})
+    group = attributes.get("b4.mbstd.group_size", epilogue.get("mbstd_group_size", 4))
+    clamp = attributes.get("b4.conv.conv_clamp", kwargs.get("conv_clamp"))
+    return CanonicalState(tensors, "nvidia-torch", {"conv_clamp": clamp, "mbstd_group_size": group})
+
+
+def nvidia_tensorflow_discriminator(network: PickledNetwork) -> CanonicalState:
+    """TensorFlow StyleGAN2 and StyleGAN2-ADA: names and axis orders; nothing is turned.
+
+    The size of the minibatch groups is written only where it is not the default of the function that built the network:
+    4 in StyleGAN2 (`D_stylegan2`), the whole batch in StyleGAN2-ADA. (NVIDIA's converter takes the whole batch for both.)
+
+    Raises:
+        UnsupportedModelError: StyleGAN1, class-conditional networks, "orig" or "skip" ablations.
+    """
+    _refuse_old_tensorflow(network)
+    kwargs = network.init_kwargs
+    _refuse_conditional(kwargs.get("label_size", 0))
+    _refuse_variant("discriminator architecture", kwargs.get("architecture", "resnet"), "resnet")
+    if any("FromRGB_lod" in name for name in network.tensors):
+        _refuse_variant("discriminator architecture", "orig", "resnet")
+    _refuse_variant("nonlinearity", kwargs.get("nonlinearity", "lrelu"), "lrelu")
+    _check_filter("resample_kernel", torch.tensor(kwargs.get("resample_kernel") or FIR))
+    found: dict[str, Tensor] = {}
+    for key, value in network.tensors.items():
+        if target := _tensorflow_discriminator_name(key):
+            found[target] = _from_tensorflow(key, value)
+    group = kwargs.get("mbstd_group_size", 4 if network.class_name == "D_stylegan2" else None)
+    return CanonicalState(
+        found, "nvidia-tensorflow", {"conv_clamp": kwargs.get("conv_clamp"), "mbstd_group_size": group or None}
+    )
+
+
+def _tensorflow_discriminator_name(key: str) -> str | None:
+    """Canonical name, or None for training variables."""
+    if match := re.fullmatch(r"Output/(weight|bias)", key):
+        return f"b4.out.{match[1]}"
+    if match := re.fullmatch(r"(\d+)x\1/(FromRGB|Conv0|Conv1_down|Skip|Conv|Dense0)/(weight|bias)", key):
+        layers = {"FromRGB": "fromrgb", "Conv1_down": "conv1", "Dense0": "fc"}
+        return f"b{match[1]}.{layers.get(match[2], match[2].lower())}.{match[3]}"
+    return None
+
+
 def _from_network(network: PickledNetwork) -> CanonicalState:
-    return nvidia_tensorflow_generator(network) if network.is_tensorflow else nvidia_torch_generator(network)
+    if network.is_tensorflow:
+        judges = "Output/weight" in network.tensors
+        return nvidia_tensorflow_discriminator(network) if judges else nvidia_tensorflow_generator(network)
+    if is_discriminator(network.tensors):
+        return nvidia_torch_discriminator(network)
+    return nvidia_torch_generator(network)
 
 
 def _from_flat(
@@ -234,9 +335,36 @@ def _from_flat(
             return CanonicalState(inner, "nvidia-torch", {"class_name": "Generator"})
         if "input.input" in inner and "conv1.conv.modulation.weight" in inner:
             return CanonicalState(rosinality_generator(inner, latent_avg), "rosinality")
+    if (discriminator := _discriminator_from_flat(tensors)) is not None:
+        return discriminator
     if latent_avg is not None:
         tensors["latent_avg"] = latent_avg
     return CanonicalState(tensors, "unknown", options or {})
+
+
+def _foreign_discriminator(content: Any) -> CanonicalState:
+    """ "D" of an NVIDIA pickle, "d" of a rosinality checkpoint, or what the whole file holds; empty where there is none."""
+    nothing = CanonicalState({}, "unknown")
+    if isinstance(content, Mapping):
+        content = next((content[key] for key in ("D", "d", "state_dict") if key in content), content)
+    if isinstance(content, PickledNetwork):
+        return _from_network(content)
+    if not isinstance(content, Mapping):
+        return nothing
+    tensors = {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
+    return _discriminator_from_flat(tensors) or nothing
+
+
+def _discriminator_from_flat(tensors: Mapping[str, Tensor]) -> CanonicalState | None:
+    for prefix in ("", "module.", "discriminator.", "d.", "D."):
+        inner = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+        if is_discriminator(inner):
+            for name in [name for name in inner if name.endswith("resample_filter")]:
+                _check_filter(name, inner.pop(name))
+            return CanonicalState(inner, "nvidia-torch")
+        if "final_conv.0.weight" in inner and "final_linear.1.weight" in inner:
+            return CanonicalState(rosinality_discriminator(inner), "rosinality")
+    return None
 
 
 def decoder_state(checkpoint: CanonicalState) -> CanonicalState:
@@ -251,10 +379,18 @@ def _is_stylegan3(tensors: Mapping[str, Any]) -> bool:
     return any(name.startswith("synthesis.input.") for name in tensors)
 
 
+def _refuse_old_tensorflow(network: PickledNetwork) -> None:
+    if network.version < 4:
+        raise UnsupportedModelError(
+            f"TensorFlow network of container version {network.version}, a StyleGAN1 or older: "
+            "expected StyleGAN2 (version 4)."
+        )
+
+
 def _refuse_conditional(classes: Any) -> None:
     if classes:
         raise UnsupportedModelError(
-            f"Class-conditional StyleGAN2 with {classes} labels: only unconditional generators are supported."
+            f"Class-conditional StyleGAN2 with {classes} labels: only unconditional networks are supported."
         )
 
 

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from ..core import directions
+from ..core.discriminator import Discriminator
 from ..core.editing import Direction
 from ..core.errors import InvalidInputError, ModelNotFoundError, UnsupportedModelError
 from ..core.files import check_destination, replacing
@@ -58,7 +59,8 @@ def load_model(
 
     Args:
         path_or_id: a file, or the id of a catalogue entry, which is downloaded at first use.
-        part: "decoder" for the generator inside an encoder checkpoint.
+        part: "decoder" for the generator inside an encoder checkpoint, "discriminator" for the discriminator beside a
+            generator (architecture "stylegan2-discriminator").
         device: where the network goes; the CPU by default.
         progress: called with (bytes done, bytes in all or None) during a download.
         check_interrupt: called between steps; may raise to stop.
@@ -136,7 +138,7 @@ def save_model(
     """Writes a network as safetensors that `load_model` reads back; the file appears under its name only when complete.
 
     Args:
-        module: a generator or encoder of this package.
+        module: a generator, discriminator or encoder of this package.
         path: ends in ".safetensors"; missing folders are made.
         metadata: further facts for the header; values become strings.
         dtype: float32, float16 or bfloat16. In the short types, vectors (biases, averages, normalisation statistics)
@@ -179,7 +181,7 @@ def convert(
         src: a weight file or a catalogue id.
         dst: ends in ".safetensors"; a missing ending is added.
         dtype: float32 (exact) by default; float16 halves the file.
-        part: "decoder" for the generator inside an encoder checkpoint.
+        part: "decoder" or "discriminator", see `load_model`.
         check_interrupt: called between steps; may raise to stop.
 
     Raises:
@@ -204,6 +206,8 @@ def architecture_of(module: nn.Module) -> str:
     """Architecture name of a network of this package."""
     if isinstance(module, Generator):
         return "stylegan2"
+    if isinstance(module, Discriminator):
+        return "stylegan2-discriminator"
     name = getattr(getattr(module, "config", None), "architecture", None)
     if isinstance(name, str):
         return name

@@ -11,16 +11,20 @@ import json
 import math
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from ..errors import InvalidInputError, MissingPackageError
 from ..files import replacing
 
 if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from ..losses import Distance
     from .morphs import MorphModel
 
 PORTRAITS_CREDIT = (
@@ -28,12 +32,60 @@ PORTRAITS_CREDIT = (
     "and DeBruine, L. & Jones, B. (2017), Young Adult White Faces with Manipulated Versions, figshare, "
     "doi 10.6084/m9.figshare.4220517. CC BY 4.0; changes: resized, warped, averaged."
 )
+HALF_TYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}  # of accelerate's mixed precision
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # glibc's malloc.h
 
 
 def step_generator(seed: int, step: int, stream: int = 0) -> torch.Generator:
     """CPU random generator that depends on nothing but (seed, step, stream): a resumed run draws the same numbers."""
     return torch.Generator().manual_seed((seed * 1_000_003 + stream) * 10_000_019 + step)
+
+
+def make_accelerator(device: str = "cpu", mixed_precision: str = "no") -> Accelerator:
+    """The `accelerate` context of a run: this process's device, its rank, autocast and the gradient scaler.
+
+    One process by default; under `accelerate launch` one for each device. Networks are not wrapped: each process runs
+    plain modules, and `share_gradients` averages what they found (as NVIDIA's trainers do), so that methods other than
+    `forward` train too and a checkpoint has the module's own keys.
+
+    Args:
+        device: "cpu", or "cuda" for the process's own card.
+        mixed_precision: "no", "fp16" or "bf16", for what runs under `accelerator.autocast()`.
+    """
+    try:
+        from accelerate import Accelerator
+    except ImportError as error:
+        raise MissingPackageError("Training needs the package accelerate: pip install accelerate.") from error
+    accelerator = Accelerator(cpu=device == "cpu", mixed_precision=mixed_precision)
+    if accelerator.device.type != torch.device(device).type:
+        raise InvalidInputError(f"--device {device}: this process has {accelerator.device.type} only.")
+    return accelerator
+
+
+def share_gradients(accelerator: Accelerator, parameters: Iterable[nn.Parameter]) -> None:
+    """Replaces each gradient by its mean over the processes, all in one message; nothing to do for one process."""
+    if accelerator.num_processes == 1:
+        return
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    flat = accelerator.reduce(torch.cat([gradient.flatten() for gradient in gradients]), reduction="mean")
+    for gradient, mean in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+        gradient.copy_(mean.view_as(gradient))
+
+
+def process_generator(accelerator: Accelerator, seed: int, step: int, stream: int = 0) -> torch.Generator:
+    """`step_generator` with numbers of its own for each process; process 0 draws what a single process would."""
+    return step_generator(seed, step, stream + 1000 * accelerator.process_index)
+
+
+def scaler_state(accelerator: Accelerator) -> dict[str, Any]:
+    """State of the fp16 gradient scaler, for the checkpoint; empty in other precisions."""
+    return accelerator.scaler.state_dict() if accelerator.scaler is not None else {}
+
+
+def load_scaler_state(accelerator: Accelerator, state: dict[str, Any]) -> None:
+    """Puts back what `scaler_state` gave."""
+    if accelerator.scaler is not None and state:
+        accelerator.scaler.load_state_dict(state)
 
 
 def cosine(step: int, total: int, warmup: int, low: float) -> float:
@@ -78,21 +130,33 @@ def keep_freed_memory() -> None:
             mallopt(option, value)
 
 
-class SaveModel(Protocol):
-    """Writes a network as safetensors (`model_registry.save_model`; core does not know the registry)."""
+class Registry(Protocol):
+    """What a trainer's command needs of `model_registry`, which core does not know and is handed by the command line."""
 
-    def __call__(self, module: nn.Module, path: Path, metadata: Mapping[str, str], dtype: torch.dtype) -> Path:
-        """Returns the path written."""
+    def save_model(
+        self, module: nn.Module, path: Path, metadata: Mapping[str, str], dtype: torch.dtype = torch.float16
+    ) -> Path:
+        """Writes a network as safetensors; returns the path written."""
+
+    def load_model(self, source: str | Path) -> Any:
+        """Reads a file or catalogue id; the network is the result's `module`, on the CPU."""
+
+    def perceptual_distance(self, name: str) -> Distance:
+        """A learned image distance by name."""
 
 
-def add_common_arguments(parser: argparse.ArgumentParser) -> None:
-    """--portraits, --runs, --out, --device, --batch, --seconds."""
+def add_common_arguments(parser: argparse.ArgumentParser, *, portraits_required: bool = True) -> None:
+    """--portraits, --runs, --out, --device, --mixed-precision, --batch, --seconds."""
     parser.add_argument(
-        "--portraits", type=Path, required=True, help="folder with info.csv, landmarks.json and photographs"
+        "--portraits",
+        type=Path,
+        required=portraits_required,
+        help="folder with info.csv, landmarks.json and photographs",
     )
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder for checkpoints, logs and sheets")
     parser.add_argument("--out", type=Path, required=True, help="safetensors file to write")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--mixed-precision", choices=("no", "fp16", "bf16"), default="no")
     parser.add_argument("--batch", type=int, default=None)
     parser.add_argument("--seconds", type=float, default=None, help="stop after so long; run again to resume")
 
@@ -147,9 +211,13 @@ class RunLog:
         self.last_checkpoint = time.monotonic()
         return True
 
+    def seconds(self) -> float:
+        """Since the run (re)started."""
+        return time.monotonic() - self.started
+
     def out_of_time(self) -> bool:
         """True when the run's time budget is spent."""
-        return self.time_budget is not None and time.monotonic() - self.started > self.time_budget
+        return self.time_budget is not None and self.seconds() > self.time_budget
 
 
 def pyramid(images: Tensor, levels: int) -> Iterator[Tensor]:

@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from ..errors import InvalidInputError
 from ..files import replacing
 from ..landmarks import LandmarkNet
-from .common import PORTRAITS_CREDIT, SaveModel, keep_freed_memory, load_checkpoint, save_checkpoint
+from .common import PORTRAITS_CREDIT, Registry, keep_freed_memory, load_checkpoint, save_checkpoint
 from .landmark_samples import FIVE_GROUPS, LandmarkTrainingConfig, build_pool, sample_batch
 
 logger = logging.getLogger(__name__)
@@ -118,7 +118,7 @@ def _loss(
     return every + config.five_weight * five + 0.1 * score, float(five.detach())
 
 
-def main(argv: Sequence[str], save_model: SaveModel) -> Path:
+def main(argv: Sequence[str], registry: Registry) -> Path:
     """`gan-inversion train landmarks`; run again to resume."""
     parser = argparse.ArgumentParser(prog="gan-inversion train landmarks", description=__doc__.split("\n")[0])
     defaults = LandmarkTrainingConfig()

@@ -32,6 +32,8 @@ LEFT_PUPIL, RIGHT_PUPIL, LEFT_MOUTH, RIGHT_MOUTH = 0, 1, 87, 93  # rows of landm
 NOSE = 55  # the crop does not depend on it
 MOUTH_ROWS = slice(85, 110)
 MARGIN = 0.125  # the mean-shape frame reaches this far (in crop widths) beyond the FFHQ crop
+MIRRORED = " mirrored"  # appended to the name of a person's mirror image
+OUTLINE_CONTRAST = 4.0
 FIELD_SIZE = 96  # displacement fields are smooth: this grid is enough
 EXTRA_NAMES = (
     "yaw",
@@ -304,8 +306,9 @@ class MorphModel:
     def _light(rgba: Tensor, extras: Tensor, target: Tensor) -> Tensor:
         side, brightness, warmth, contrast = (extras[:, k, None, None, None] for k in (2, 3, 4, 5))
         background = (extras[:, 6:9, None, None] + 1) / 2
-        alpha = rgba[:, 3:]
-        colour = rgba[:, :3] / alpha.clamp(min=0.02)
+        colour = rgba[:, :3] / rgba[:, 3:].clamp(min=0.02)
+        # Hair outlines of several people do not meet: without this, each leaves a ghost where the others end.
+        alpha = ((rgba[:, 3:] - 0.5) * OUTLINE_CONTRAST + 0.5).clamp(0, 1)
         tint = 1 + warmth * torch.tensor([1.0, 0.1, -1.0], device=rgba.device)[:, None, None]
         colour = colour * torch.exp2(brightness) * (1 + side * (target[:, :1] * 2 - 1)) * tint
         colour = (0.45 + (colour - 0.45) * (1 + contrast)).clamp(0, 1)
@@ -338,13 +341,13 @@ class MorphModel:
 
     @staticmethod
     def build(portraits: str | Path, texture_size: int = 240) -> MorphModel:
-        """Reads the portraits folder (README there) and makes the bank of its `train` people.
+        """Reads the portraits folder (README there) and makes the bank of its `train` people and their mirror images.
 
         Args:
             portraits: folder with neutral/, smiling/, canada/, landmarks.json, info.csv.
             texture_size: pixels across the mean-shape frame (1.25 crop widths); 1.5 times the training resolution or more.
         """
-        photos = _training_photos(Path(portraits))
+        photos = _with_mirror_images(_training_photos(Path(portraits)))
         photos, stacked = _without_bad_smiles(photos, np.stack([_crop_points(photo.points) for photo in photos]))
         mean = stacked.mean(0)
         line = np.linspace(-MARGIN, 1 + MARGIN, 9)
@@ -373,8 +376,29 @@ class MorphModel:
 class _Photo:
     person: str
     expression: str
-    image: np.ndarray  # uint8 [H, W, 3]
+    rgba: np.ndarray  # uint8 [H, W, 4], the last channel the person's mask
     points: np.ndarray  # [K, 2] pixels
+
+    @staticmethod
+    def of(person: str, expression: str, image: np.ndarray, points: np.ndarray) -> _Photo:
+        """With the mask found in the picture."""
+        alpha = (_background_alpha(image, points) * 255).astype(np.uint8)
+        return _Photo(person, expression, np.dstack((image, alpha)), points)
+
+    def mirrored(self, partners: np.ndarray) -> _Photo:
+        """The picture seen in a mirror, as a person of its own; `partners` are the rows that trade places."""
+        points = self.points[partners] * (-1, 1) + (self.rgba.shape[1] - 1, 0)
+        return _Photo(self.person + MIRRORED, self.expression, np.ascontiguousarray(self.rgba[:, ::-1]), points)
+
+
+def _with_mirror_images(photos: list[_Photo]) -> list[_Photo]:
+    """The photographs and their mirror images. Which landmarks trade places follows from the mean face's symmetry."""
+    from scipy.optimize import linear_sum_assignment
+
+    mean = np.stack([_crop_points(photo.points) for photo in photos]).mean(0)
+    distances = np.hypot(*(mean[:, None] - (mean * (-1, 1) + (1, 0))[None]).transpose(2, 0, 1))
+    partners = linear_sum_assignment(distances)[1]
+    return photos + [photo.mirrored(partners) for photo in photos]
 
 
 def _training_photos(portraits: Path) -> list[_Photo]:
@@ -392,11 +416,11 @@ def _training_photos(portraits: Path) -> list[_Photo]:
         person = f"{row['set']}/{row['id']}"
         points = np.array(landmarks[f"{folder}/{row['id']}"])
         image = np.asarray(Image.open(portraits / folder / f"{row['id']}.jpg").convert("RGB"))
-        photos.append(_Photo(person, "neutral", image, points))
+        photos.append(_Photo.of(person, "neutral", image, points))
         smiling = portraits / "smiling" / f"{row['id']}.jpg"
         if folder == "neutral" and smiling.is_file():
             other = np.asarray(Image.open(smiling).convert("RGB"))
-            photos.append(_Photo(person, "smiling", other, smiling_landmarks(image, other, points)))
+            photos.append(_Photo.of(person, "smiling", other, smiling_landmarks(image, other, points)))
     logger.info("%d photographs of %d people", len(photos), len(rows))
     return photos
 
@@ -450,7 +474,7 @@ def _sample_photo(photo: _Photo, at: np.ndarray, size: int) -> Tensor:
     import cv2
 
     frame = ffhq_frame(photo.points)
-    rgba = np.dstack((photo.image, (_background_alpha(photo.image, photo.points) * 255).astype(np.uint8)))
+    rgba = photo.rgba
     pixels = at @ frame[:, :2].T + frame[:, 2]
     ratio = np.hypot(*frame[:, 0]) * (1 + 2 * MARGIN) / size
     if ratio > 1:

@@ -12,12 +12,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ...core.errors import GANInversionError, InvalidInputError
+from . import evaluate
 
 logger = logging.getLogger(__name__)
 
 PROGRAM = "gan-inversion"
 _DTYPES = ("float32", "float16", "bfloat16")
-_TRAINED_PARTS = ("generator", "encoder", "directions", "landmarks")
+_TRAINED_PARTS = ("generator", "encoder", "directions", "landmarks", "identity", "perceptual")
 _REFUSED, _UNEXPECTED, _INTERRUPTED = 2, 1, 130
 
 
@@ -97,6 +98,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     convert.add_argument("--part", choices=("decoder",), help="the generator inside an encoder checkpoint")
     convert.set_defaults(function=_convert)
+
+    evaluate.add_command(commands, common).set_defaults(function=_evaluate)
 
     train = commands.add_parser("train", help="train a part; `train PART --help` lists its options", add_help=False)
     train.add_argument("part", metavar="PART", choices=_TRAINED_PARTS, help=f"one of {', '.join(_TRAINED_PARTS)}")
@@ -204,15 +207,21 @@ def _convert(options: argparse.Namespace) -> int:
     return 0
 
 
-def _train(options: argparse.Namespace) -> int:
-    from ...model_registry import save_model
+def _evaluate(options: argparse.Namespace) -> int:
+    report = evaluate.run_evaluation(options)
+    print(report.table)
+    for path in report.files:
+        print(path)
+    return 0
 
+
+def _train(options: argparse.Namespace) -> int:
+    registry = importlib.import_module("...model_registry", __package__)  # core does not know it: it is handed in
     module = importlib.import_module(f"...core.training.{options.part}", __package__)
     trainer = getattr(module, "main", None)
     if trainer is None:
         raise InvalidInputError(f"train {options.part}: this part has no command of its own.")
-    # The library knows no file formats of weights, so that function is handed in.
-    print(trainer(options.arguments, save_model))
+    print(trainer(options.arguments, registry))
     return 0
 
 

@@ -11,6 +11,7 @@ from dataclasses import FrozenInstanceError, replace
 from pathlib import Path
 
 import pytest
+from safetensors import safe_open
 
 from gan_inversion.core.errors import CorruptFileError, InvalidInputError, ModelNotFoundError
 from gan_inversion.model_registry import catalogue
@@ -259,3 +260,17 @@ def test_the_table_shows_state_size_and_licence(entry):
     assert lines[1].split() == ["present", "net-a", "4", "B", "MIT", "Net", "A"]
     assert "missing" in lines[2] and "1.2 GB" in lines[2] and "non-commercial" in lines[2]
     assert str(model_dirs()[0]) in table
+
+
+def test_bundled_weights_stay_small_and_say_where_they_come_from():
+    files = sorted(catalogue._BUNDLED_DIR.glob("*.safetensors"))
+    assert sum(file.stat().st_size for file in files) <= 60 * 2**20
+    assert (catalogue._BUNDLED_DIR / "portraits.safetensors").stat().st_size <= 20 * 2**20
+    listed = {entry.source.file for entry in load_catalogue() if isinstance(entry.source, catalogue.BundledSource)}
+    assert {file.name for file in files} == listed
+    for file in files:
+        with safe_open(file, "pt") as content:
+            text = " ".join((content.metadata() or {}).values())
+        assert "figshare" in text and "5047666" in text and "CC" in text, (
+            f"{file.name} lacks the credit line or the licence"
+        )

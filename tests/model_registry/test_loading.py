@@ -256,7 +256,9 @@ def test_the_wrong_kind_of_file_is_named(tmp_path):
         load_model(path, architecture="e4e")
     with pytest.raises(UnsupportedModelError, match="holds no decoder: expected an encoder checkpoint"):
         load_model(path, part="decoder")
-    with pytest.raises(UnsupportedModelError, match="Unknown part 'mapping': expected 'decoder' or None"):
+    with pytest.raises(
+        UnsupportedModelError, match="Unknown part 'mapping': expected 'decoder', 'discriminator' or None"
+    ):
         load_model(path, part="mapping")
 
 

@@ -8,13 +8,20 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from gan_inversion.core.errors import InvalidInputError, MissingPackageError, UnsupportedModelError
+from gan_inversion.core.errors import (
+    InvalidInputError,
+    MissingPackageError,
+    ModelNotFoundError,
+    UnsupportedModelError,
+)
 from gan_inversion.core.losses import import_lpips, lpips_distance
-from gan_inversion.model_registry import hub, perceptual_distance
+from gan_inversion.core.perceptual import trunk_distance
+from gan_inversion.model_registry import hub, load_model, perceptual, perceptual_distance, save_model
 from gan_inversion.model_registry.catalogue import find
-from gan_inversion.model_registry.perceptual import _BACKBONES
+from gan_inversion.model_registry.perceptual import _BACKBONES, _TRUNKS
 
 from ..core.test_losses import images, random_vgg
+from ..core.test_perceptual import SMALL, random_trunk
 
 
 @pytest.fixture
@@ -70,9 +77,66 @@ def test_a_file_that_is_no_backbone_is_named(needs_lpips, fetched):
 
 def test_nothing_is_downloaded_without_the_package_or_the_name(monkeypatch, fetched):
     _, asked = fetched
-    with pytest.raises(InvalidInputError, match="No perceptual distance 'lpips': expected one of lpips-vgg"):
+    with pytest.raises(
+        InvalidInputError, match="No perceptual distance 'lpips': expected one of lpips-vgg, portraits-trunk"
+    ):
         perceptual_distance("lpips")
     monkeypatch.setitem(sys.modules, "lpips", None)
     with pytest.raises(MissingPackageError, match="pip install lpips torchvision"):
         perceptual_distance()
     assert not asked
+
+
+def test_a_trunk_is_read_back_from_shapes(tmp_path):
+    trunk = random_trunk()
+    path = save_model(trunk, tmp_path / "a.safetensors", {"domain": "portraits"})
+    with torch.inference_mode():
+        loaded = load_model(path)
+    assert loaded.architecture == "perceptual" and loaded.module.config.widths == SMALL.widths
+    image, target = images()
+    image.requires_grad_()
+    found = trunk_distance(loaded.module)(image, target)
+    torch.testing.assert_close(found, trunk_distance(trunk)(image, target))
+    found.sum().backward()
+    tensors = {name: value for name, value in trunk.state_dict().items() if name != "convs.4.weight"}
+    save_file(tensors, tmp_path / "b.safetensors")
+    with pytest.raises(UnsupportedModelError, match=r"b\.safetensors cannot be used.*without convs\.4\.weight"):
+        load_model(tmp_path / "b.safetensors")
+
+
+def test_the_trunk_needs_no_package_and_no_download(monkeypatch, fetched, tmp_path):
+    _, asked = fetched
+    monkeypatch.setitem(sys.modules, "lpips", None)
+    trunk = random_trunk()
+    path = save_model(trunk, tmp_path / "trunk.safetensors")
+    monkeypatch.setitem(perceptual._TRUNKS, "portraits-trunk", path)
+    with torch.inference_mode():  # as in a ComfyUI node
+        distance = perceptual_distance("portraits-trunk", size=32)
+    image, target = images(64)
+    image.requires_grad_()
+    found = distance(image, target)
+    torch.testing.assert_close(found, trunk_distance(trunk, size=32)(image, target))
+    found.sum().backward()
+    assert image.grad is not None and not asked
+    path.unlink()
+    with pytest.raises(ModelNotFoundError):
+        perceptual_distance("portraits-trunk")
+
+
+def test_the_bundled_trunk_judges_like_an_eye():
+    skimage_data = pytest.importorskip("skimage.data")
+    assert _TRUNKS["portraits-trunk"].stat().st_size <= 2**20
+    distance = perceptual_distance("portraits-trunk")
+    picture = torch.from_numpy(skimage_data.astronaut().copy()).permute(2, 0, 1)[None].float() / 127.5 - 1
+    picture = torch.nn.functional.avg_pool2d(picture[..., :256, 96:352], 2)
+    noise = torch.randn(picture.shape, generator=torch.Generator().manual_seed(0))
+    soft = [torch.nn.functional.interpolate(picture, (side, side), mode="area") for side in (96, 64, 32)]
+    soft = [torch.nn.functional.interpolate(x, (128, 128), mode="bilinear") for x in soft]
+    covered = [picture.clone() for _ in range(3)]
+    for side, image in zip((12, 32, 64), covered, strict=True):
+        image[..., 40 : 40 + side, 40 : 40 + side] = -0.5
+    for versions in (soft, [picture + s * noise for s in (0.02, 0.1, 0.4)], covered):
+        found = torch.stack([distance(version, picture) for version in versions]).flatten()
+        assert bool((found.diff() > 0).all()) and 0 < found[0] < 0.5 * found[2], found
+    shifted, mirrored = picture.roll(1, 3), picture.flip(3)
+    assert distance(shifted, picture) < 0.4 * distance(mirrored, picture)

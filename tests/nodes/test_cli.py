@@ -116,7 +116,7 @@ def test_convert(place, capsys):
 def test_train_hands_its_options_on(place, capsys, monkeypatch):
     from gan_inversion.core.training import generator
 
-    monkeypatch.setattr(generator, "main", lambda arguments, save: f"{arguments} {save.__name__}")
+    monkeypatch.setattr(generator, "main", lambda arguments, registry: f"{arguments} {registry.save_model.__name__}")
     assert cli.main(["train", "generator", "--seconds", "3"]) == 0
     assert capsys.readouterr().out.strip() == "['--seconds', '3'] save_model"
     with pytest.raises(SystemExit):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from gan_inversion.core.training.directions import extra_code, people_code, smile_code
+from gan_inversion.core.training.directions import extra_code, smile_code
 from gan_inversion.core.training.morphs import EXTRA_NAMES, MorphModel, _turn
 
 
@@ -76,9 +76,7 @@ def test_smile_code_only_swaps_photographs_of_the_same_people(bank):
     assert not code[2 * n :].any()
 
 
-def test_group_and_extra_codes(bank):
-    code = people_code(bank, ["a"], ["b", "c"])
-    torch.testing.assert_close(code[: bank.entries], torch.tensor([1.0, 0.0, -0.5, 0.0, -0.5]))
+def test_extra_code(bank):
     assert extra_code(bank, "pitch", 0.3).nonzero().flatten().tolist() == [2 * bank.entries + 1]
 
 

@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from gan_inversion.core.errors import InvalidInputError
-from gan_inversion.core.training import encoder as encoder_training
 from gan_inversion.core.training import generator as generator_training
 
 SMALL = generator_training.GeneratorTraining(
@@ -46,20 +45,6 @@ def test_mapping_is_fitted_to_the_codes(bank, tmp_path):
     spread = known.std(dim=0).mean()
     assert (drawn.mean(dim=0) - known.mean(dim=0)).abs().max() < 0.3 * spread
     assert 0.6 < (drawn.std(dim=0).mean() / spread).item() < 1.4
-
-
-def test_encoder_resumes_to_the_same_weights(bank, tmp_path):
-    settings = dataclasses.replace(SMALL, channels=(16, 16, 16, 8, 8), stages=((64, 2),))
-    generator_training.train(bank, tmp_path / "g", settings)
-    generator, embedding = generator_training.load_trained(tmp_path / "g", bank)
-    small = encoder_training.EncoderTraining(
-        stem=8, widths=(16, 32, 48, 64), units=(1, 1, 1, 1), style_channels=16, code_steps=3, image_steps=2, batch=2
-    )
-    straight = encoder_training.train(bank, generator, embedding, tmp_path / "one", small)
-    encoder_training.train(bank, generator, embedding, tmp_path / "two", small, max_steps=2)
-    resumed = encoder_training.train(bank, generator, embedding, tmp_path / "two", small)
-    assert same(straight, resumed)
-    assert straight(torch.zeros(1, 3, 64, 64)).shape == (1, generator.num_ws, 16)
 
 
 def test_missing_checkpoint_is_named(bank, tmp_path):

@@ -1,0 +1,571 @@
+"""Inversion methods measured side by side on the same photographs, what an edit does to them, and a generator's samples.
+
+Conventions, all of which are repeated in the written settings: images in [-1, 1], drawn ones clamped first; every
+value is computed for each image and then averaged (mean PSNR is not the PSNR of the mean error); MSE on [-1, 1], four
+times the value on [0, 1]; PSNR = 10 log10(4 / MSE). "seconds" is the wall time of the method alone, for each image, on
+a warm device with loaded models: drawing the result is not in it.
+Deviations from published tables: which networks stand behind "lpips", "id" and "frechet" is the caller's choice and
+named by the caller; with the bundled ones the numbers are not those of LPIPS, ArcFace and Inception.
+
+A method is an entry of `METHODS`: a name, the models it cannot do without, and a function. `register` adds one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from . import metrics
+from .alignment import CropTransform
+from .blending import match_mask
+from .editing import Edit
+from .errors import GANInversionError, InvalidInputError, MissingPackageError
+from .generator import Generator
+from .imaging import area_pool
+from .inversion import Inversion, render
+from .landmarks import LandmarkNet, predict_landmarks, region_of_face
+from .latents import sample
+from .losses import Distance, multiscale_distance
+from .projection import ProjectionConfig, project
+
+logger = logging.getLogger(__name__)
+
+Embed = Callable[[Tensor], Tensor]  # [B, 3, H, W] in [-1, 1] -> unit vectors [B, D]
+Features = Callable[[Tensor], Tensor]  # [B, 3, H, W] in [-1, 1] -> [B, D]
+FindLandmarks = Callable[[Tensor], np.ndarray]  # FFHQ crops [B, 3, S, S] -> 68 points [B, 68, 2] in pixels
+Progress = Callable[[str, int], None]  # method, images done since the last call
+
+PSNR_FORMULA = "10 * log10(4 / MSE), per image, then the mean"
+_MOUTH_CORNERS = (48, 54)
+# Where an FFHQ crop has eyes and mouth corners, in crop widths.
+_RIGHT_EYE, _LEFT_EYE, _RIGHT_CORNER, _LEFT_CORNER = (0.385, 0.48), (0.615, 0.48), (0.41, 0.70), (0.59, 0.70)
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a method gives for a batch: inversions, and where it says that the generator cannot draw the photograph."""
+
+    inversion: Inversion
+    mask: Tensor | None = None  # [B, 1, H, W] in 0..1, 1 where out of domain, at any resolution
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a method may use."""
+
+    generator: Generator
+    models: Mapping[str, nn.Module] = field(default_factory=dict)  # by the names in `Method.needs` and `wants`
+    steps: int | None = None  # of optimising methods; None is each method's own default
+    seed: int = 0
+    warm_up: bool = False  # the result will be thrown away: make the fewest steps
+
+    def steps_or(self, default: int) -> int:
+        """Steps to make where the method's own default is `default`."""
+        return 1 if self.warm_up else default if self.steps is None else self.steps
+
+
+def _no_settings(context: Context) -> dict[str, Any]:
+    return {}
+
+
+@dataclass(frozen=True)
+class Method:
+    """One way to invert photographs.
+
+    `run(images [B, 3, R, R], context)` gives a `Result` for the batch. It is called without gradients and switches
+    them on itself where it optimises; it changes nothing it was given. `settings(context)` says what it does, as plain
+    data for the report.
+    """
+
+    name: str
+    needs: tuple[str, ...]
+    run: Callable[[Tensor, Context], Result]
+    wants: tuple[str, ...] = ()  # used where present
+    settings: Callable[[Context], dict[str, Any]] = _no_settings
+
+
+METHODS: dict[str, Method] = {}
+
+
+def register(method: Method) -> Method:
+    """Makes a method known to `find_methods`. Raises InvalidInputError for a name that is taken."""
+    if method.name in METHODS:
+        raise InvalidInputError(f"There is already an inversion method {method.name!r}: choose another name.")
+    METHODS[method.name] = method
+    return method
+
+
+def find_methods(names: Sequence[str]) -> list[Method]:
+    """Methods by name, each once, in the order given. Raises InvalidInputError that lists the known ones."""
+    unknown = [name for name in names if name not in METHODS]
+    if unknown or not names:
+        found = f"No method {unknown[0]!r}" if unknown else "No method named"
+        raise InvalidInputError(f"{found}: expected some of {', '.join(METHODS)}.")
+    return [METHODS[name] for name in dict.fromkeys(names)]
+
+
+def _encoding(name: str, **settings: Any) -> Method:
+    def run(images: Tensor, context: Context) -> Result:
+        w_plus = context.models[name](images, generator=context.generator, **settings)
+        return Result(Inversion(images, w_plus, context.generator, info={"method": name}))
+
+    return Method(name, (name,), run, settings=lambda context: {"start": "average", **settings} if settings else {})
+
+
+def _projection(name: str) -> Method:
+    def config(context: Context) -> ProjectionConfig:
+        return ProjectionConfig(space=name, steps=context.steps_or(ProjectionConfig.steps), seed=context.seed)
+
+    def run(images: Tensor, context: Context) -> Result:
+        encoder = context.models.get("e4e")
+        start = None if encoder is None else encoder(images, generator=context.generator)
+        return Result(project(images, context.generator, config(context), start=start))
+
+    def settings(context: Context) -> dict[str, Any]:
+        start = {"w": "mean of the rows of the e4e code", "w-plus": "e4e code"}[name]
+        start = start if "e4e" in context.models else "average code"
+        return {"start": start, "distance": "multiscale_distance", **dataclasses.asdict(config(context))}
+
+    return Method(name, (), run, wants=("e4e",), settings=settings)
+
+
+for _name in ("e4e", "psp"):
+    register(_encoding(_name))
+for _name in ("restyle-e4e", "restyle-psp"):
+    register(_encoding(_name, iterations=5))
+for _name in ("w", "w-plus"):
+    register(_projection(_name))
+
+
+@dataclass(frozen=True)
+class Photographs:
+    """What is inverted: aligned images [N, 3, R, R] in [-1, 1] at the generator's size, or what loads rows of them."""
+
+    names: Sequence[str]
+    images: Tensor | Callable[[list[int]], Tensor]
+    masks: Tensor | None = None  # [N, 1, R, R], exactly where the photographs are out of domain, if that is known
+    smiles: Mapping[str, Tensor] = field(default_factory=dict)  # name -> the same person smiling [1, 3, R, R]
+
+    def __post_init__(self) -> None:
+        counts = [len(part) for part in (self.images, self.masks) if isinstance(part, Tensor)]
+        if not self.names or any(count != len(self.names) for count in counts):
+            raise InvalidInputError(f"{len(self.names)} names for {counts} photographs and masks: expected as many.")
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def rows(self, rows: Sequence[int]) -> Tensor:
+        """Some of the images, [len(rows), 3, R, R]."""
+        return self.images[list(rows)] if isinstance(self.images, Tensor) else self.images(list(rows))
+
+
+@dataclass(frozen=True)
+class Measures:
+    """What results are measured with. What is absent leaves its keys out of the rows."""
+
+    perceptual: Distance | None = None  # "lpips"
+    embed: Embed | None = None  # "id"
+    features: Features | None = None  # "frechet"
+    landmarks: FindLandmarks | None = None  # mouth width under an edit
+    size: int | None = None  # both images are area-downsampled to this side first; None measures at full size
+
+
+@dataclass(frozen=True)
+class EditTest:
+    """An edit whose effect is measured on each method's inversions."""
+
+    name: str
+    strength: float
+    edit: Edit
+    other_people: float | None = None  # mean identity similarity between different people, for the margin
+
+
+@dataclass(frozen=True)
+class MethodReport:
+    """The row of a method, and its first pictures for a sheet; white where the method failed."""
+
+    row: dict[str, Any]
+    images: Tensor  # [K, 3, R, R] in [-1, 1]
+    edited: Tensor | None = None
+
+
+def evaluate_method(
+    method: Method,
+    photographs: Photographs,
+    context: Context,
+    measures: Measures = Measures(),
+    *,
+    batch: int = 8,
+    edit: EditTest | None = None,
+    keep: int = 48,
+    progress: Progress | None = None,
+) -> MethodReport:
+    """Inverts the photographs and measures the results.
+
+    Args:
+        method: with its needed models in `context.models`, on the generator's device.
+        photographs: at least one.
+        context: what the method may use.
+        measures: with what to measure.
+        batch: photographs at a time. A batch that fails is tried again one by one.
+        edit: also measured when given.
+        keep: how many pictures the report holds at most.
+        progress: called after each batch.
+
+    Returns:
+        A row with "method", "images", means, "psnr_min" (the worst image), "intervals" (95 % by bootstrap over the
+        images), "per_image" and, where photographs failed, "failed". Keys without a meaning are absent.
+
+    Raises:
+        GANInversionError: the method failed on every photograph (the first one's error).
+    """
+    device = context.generator.w_avg.device
+    with torch.no_grad(), contextlib.suppress(GANInversionError):  # the real run names what fails
+        method.run(photographs.rows([0]).to(device), dataclasses.replace(context, warm_up=True))
+    size = context.generator.resolution
+    values: dict[str, list[float]] = {}
+    responses: dict[str, list[float]] = {}
+    names: list[str] = []
+    failed: list[tuple[str, GANInversionError]] = []
+    pictures = torch.ones(min(keep, len(photographs)), 3, size, size)
+    edited = None if edit is None else torch.ones_like(pictures)
+    found, wanted = metrics.Moments(), metrics.Moments()
+    seconds, peak_bytes = 0.0, 0
+    for part in torch.arange(len(photographs)).split(batch):
+        for rows, target, result, watch in _run(method, photographs, part.tolist(), context, failed):
+            seconds, peak_bytes = seconds + watch.seconds, max(peak_bytes, watch.peak_bytes or 0)
+            with torch.no_grad():
+                drawn = render(result.inversion).clamp(-1, 1)
+                changed = None if edit is None else render(result.inversion, edit.edit).clamp(-1, 1)
+                if measures.features is not None:
+                    found.update(measures.features(drawn))
+                    wanted.update(measures.features(target))
+            truth = None if photographs.masks is None else photographs.masks[rows].to(device)
+            _extend(values, measure_images(drawn, target, measures, truth=truth, mask=result.mask))
+            _keep(pictures, rows, drawn)
+            if edited is not None and changed is not None:
+                smiles = [photographs.smiles.get(photographs.names[row]) for row in rows]
+                _extend(responses, edit_response(target, drawn, changed, measures, smiles))
+                _keep(edited, rows, changed)
+            names += [photographs.names[row] for row in rows]
+        if progress is not None:
+            progress(method.name, len(part))
+    if not names:
+        raise failed[0][1]
+    row: dict[str, Any] = {"method": method.name, "images": len(names), **_means(values)}
+    if finite := _finite(values["psnr"]):
+        row["psnr_min"] = round(min(finite), 6)
+    if found.count > 1:
+        row["frechet"] = metrics.frechet_distance(found, wanted)
+    row["seconds"] = seconds / len(names)
+    if device.type == "cuda":  # elsewhere only the peak of the whole process is known, whatever reached it
+        row["peak_memory_mb"] = peak_bytes / 1e6
+    if edit is not None:
+        row["edit"] = _edit_row(edit, responses)
+    row["intervals"] = {key: interval for key, v in values.items() if (interval := _interval(v, context.seed))}
+    row["per_image"] = {"names": names, **{key: [_rounded(v) for v in per] for key, per in values.items()}}
+    if failed:
+        row["failed"] = [{"name": name, "why": str(error)} for name, error in failed]
+    return MethodReport(row, pictures, edited)
+
+
+def _run(
+    method: Method,
+    photographs: Photographs,
+    rows: list[int],
+    context: Context,
+    failed: list[tuple[str, GANInversionError]],
+) -> Iterator[tuple[list[int], Tensor, Result, metrics.Stopwatch]]:
+    """(rows, their images, result, time) of a batch, or of its images one by one where the batch fails."""
+    images = photographs.rows(rows).to(context.generator.w_avg.device)
+    try:
+        with torch.no_grad(), metrics.Stopwatch(images.device) as watch:
+            result = method.run(images, context)
+    except GANInversionError as error:
+        if len(rows) == 1:
+            name = photographs.names[rows[0]]
+            logger.warning("%s failed on %s: %s", method.name, name, error)
+            failed.append((name, error))
+            return
+        for row in rows:
+            yield from _run(method, photographs, [row], context, failed)
+        return
+    yield rows, images, result, watch
+
+
+def _keep(pictures: Tensor, rows: Sequence[int], drawn: Tensor) -> None:
+    for row, picture in zip(rows, drawn, strict=True):
+        if row < len(pictures):
+            pictures[row] = picture.cpu()
+
+
+def _extend(values: dict[str, list[float]], per_image: Mapping[str, Tensor]) -> None:
+    for key, one in per_image.items():
+        values.setdefault(key, []).extend(one.double().cpu().tolist())
+
+
+@torch.no_grad()
+def measure_images(
+    image: Tensor, target: Tensor, measures: Measures, *, truth: Tensor | None = None, mask: Tensor | None = None
+) -> dict[str, Tensor]:
+    """Every measure of a pair of batches, by its key, each [B].
+
+    Args:
+        image, target: [B, 3, H, W] in [-1, 1].
+        measures: with what.
+        truth: [B, 1, H, W], exactly where the target is out of domain; splits PSNR into inside and outside.
+        mask: [B, 1, h, w], what a method predicts of it.
+    """
+    full = image, target
+    if measures.size is not None and measures.size < image.shape[-1]:
+        image, target = (area_pool(x, measures.size) for x in full)
+    values = {"mse": metrics.mse(image, target), "psnr": metrics.psnr(image, target)}
+    with contextlib.suppress(MissingPackageError):
+        values |= {"ssim": metrics.ssim(image, target), "ms_ssim": metrics.ms_ssim(image, target)}
+    if measures.perceptual is not None:
+        values["lpips"] = measures.perceptual(image, target)
+    if measures.embed is not None:
+        values["id"] = (measures.embed(full[0]) * measures.embed(full[1])).sum(dim=1)
+    if truth is not None:
+        outside = (_mask_like(truth, image) >= 0.5).to(image.dtype)
+        values["psnr_in_domain"] = metrics.psnr(image, target, 1 - outside)
+        values["psnr_out_of_domain"] = metrics.psnr(image, target, outside)
+    if mask is not None:
+        values["aoa"] = metrics.out_of_domain_area(mask)
+        if truth is not None:
+            values["mask_iou"] = metrics.mask_iou(_mask_like(mask, truth), truth)
+    return values
+
+
+def _mask_like(mask: Tensor, image: Tensor) -> Tensor:
+    return match_mask(mask, (image.shape[2], image.shape[3]), len(image))
+
+
+@torch.no_grad()
+def edit_response(
+    source: Tensor, plain: Tensor, edited: Tensor, measures: Measures, smiles: Sequence[Tensor | None] = ()
+) -> dict[str, Tensor]:
+    """What an edit does to each image, besides being there.
+
+    Args:
+        source, plain, edited: [B, 3, R, R] in [-1, 1]: photographs, their drawn inversions, the edited ones.
+        measures: `landmarks` gives the mouth, `embed` the identity, `perceptual` the nearness to a real smile.
+        smiles: for each image [1, 3, R, R] of the same person smiling, or None; empty is None for all.
+
+    Returns:
+        Each [B], as far as it can be measured: "mouth_wider_percent"; "id_to_inversion" and "id_to_source" of the
+        edited image; "nearer_to_real_smile", 1 where the edited image is perceptually nearer to the real smile than
+        the unedited one is, 0 where not, NaN where there is none.
+    """
+    values: dict[str, Tensor] = {}
+    if measures.landmarks is not None:
+        before, after = (mouth_widths(measures.landmarks(x)) for x in (plain, edited))
+        values["mouth_wider_percent"] = torch.from_numpy(100 * (after / before - 1))
+    if measures.embed is not None:
+        photograph, inverted, changed = (measures.embed(x) for x in (source, plain, edited))
+        values["id_to_inversion"] = (inverted * changed).sum(dim=1)
+        values["id_to_source"] = (photograph * changed).sum(dim=1)
+    if measures.perceptual is not None and any(smile is not None for smile in smiles):
+        nearer = torch.full((len(source),), math.nan)
+        for row, smile in enumerate(smiles):
+            if smile is not None:
+                pair, real = torch.stack((edited[row], plain[row])), smile.to(edited).expand(2, -1, -1, -1)
+                to_edited, to_plain = _distances(measures, pair, real, 2, pair.device).tolist()
+                nearer[row] = float(to_edited < to_plain)
+        values["nearer_to_real_smile"] = nearer
+    return values
+
+
+def _edit_row(edit: EditTest, responses: Mapping[str, Sequence[float]]) -> dict[str, Any]:
+    row: dict[str, Any] = {"name": edit.name, "strength": edit.strength, **_means(responses)}
+    if widths := _finite(responses.get("mouth_wider_percent", ())):
+        row["wider_in"] = sum(width > 0 for width in widths) / len(widths)
+    if smiling := _finite(responses.get("nearer_to_real_smile", ())):
+        row["smiling_photographs"] = len(smiling)
+    if edit.other_people is not None:
+        row["id_other_people"] = edit.other_people
+    row["per_image"] = {key: [_rounded(value) for value in per_image] for key, per_image in responses.items()}
+    return row
+
+
+@torch.no_grad()
+def _distances(measures: Measures, a: Tensor, b: Tensor, batch: int, device: torch.device | str) -> Tensor:
+    distance = measures.perceptual or multiscale_distance
+    size = measures.size if measures.size is not None and measures.size < a.shape[-1] else None
+    pairs = zip(a.split(batch), b.split(batch), strict=True)
+    moved = ([area_pool(x.to(device), size) if size else x.to(device) for x in pair] for pair in pairs)
+    return torch.cat([distance(x, y).cpu() for x, y in moved])
+
+
+@torch.no_grad()
+def _in_batches(function: Callable[[Tensor], Tensor], x: Tensor, batch: int, device: torch.device | str) -> Tensor:
+    return torch.cat([function(part.to(device)).cpu() for part in x.split(batch)])
+
+
+def mouth_widths(points: np.ndarray) -> np.ndarray:
+    """Distance of the mouth corners [B] of 68 points [B, 68, 2]."""
+    right, left = _MOUTH_CORNERS
+    return np.hypot(*(points[:, left] - points[:, right]).T)
+
+
+def aligned_landmarks(net: LandmarkNet, images: Tensor) -> np.ndarray:
+    """68 points [B, 68, 2] in pixels of FFHQ crops [B, 3, S, S] in [-1, 1], by the package's own landmark net."""
+    return np.stack(
+        [predict_landmarks(net, image.clamp(-1, 1), _aligned_region(images.shape[2]))[0] for image in images.split(1)]
+    )
+
+
+def _aligned_region(size: int) -> CropTransform:
+    guess = np.zeros((68, 2))
+    guess[36:42], guess[42:48], guess[48], guess[54] = _RIGHT_EYE, _LEFT_EYE, _RIGHT_CORNER, _LEFT_CORNER
+    return region_of_face(guess * size, (size, size))
+
+
+def landmark_agreement(points: np.ndarray, other: np.ndarray) -> dict[str, float]:
+    """How far two nets' 68 points [B, 68, 2] lie apart on average, in eye distances of `other`: all, and mouth corners."""
+    eyes = np.hypot(*(other[:, 42:48].mean(axis=1) - other[:, 36:42].mean(axis=1)).T)
+    apart = np.hypot(*(points - other).transpose(2, 0, 1)) / eyes[:, None]
+    return {"all_points": float(apart.mean()), "mouth_corners": float(apart[:, list(_MOUTH_CORNERS)].mean())}
+
+
+def similarity_between_people(embed: Embed, images: Tensor, *, batch: int = 8) -> float | None:
+    """Mean similarity of the embeddings of different images [N, 3, S, S], all pairs; None for fewer than two."""
+    if len(images) < 2:
+        return None
+    embedded = _in_batches(embed, images, batch, images.device)
+    total = embedded.sum(dim=0).square().sum() - embedded.square().sum()
+    return float(total / (len(images) * (len(images) - 1)))
+
+
+@dataclass(frozen=True)
+class SamplesReport:
+    """A generator's own faces: figures, and pictures for a sheet."""
+
+    values: dict[str, Any]
+    samples: dict[str, Tensor]  # "truncation 1" and so on -> [N, 3, R, R]
+    nearest: dict[str, Tensor]  # of the same keys: the nearest training photograph of each; empty without photographs
+
+
+def evaluate_samples(
+    generator: Generator,
+    count: int,
+    measures: Measures = Measures(),
+    *,
+    truncations: Sequence[float] = (1.0, 0.7),
+    seed: int = 0,
+    training: Tensor | None = None,
+    morphs: Tensor | None = None,
+    batch: int = 8,
+) -> SamplesReport:
+    """Draws random faces, and asks whether they are as varied as the domain and not copies of the training pictures.
+
+    Args:
+        generator: what is measured.
+        count: faces for each truncation, with the seeds seed, seed + 1 and so on.
+        measures: `features` gives the Frechet distances; `embed`, or else `perceptual`, or else `multiscale_distance`,
+            gives nearness.
+        truncations: see `latents.sample`.
+        seed: the first one.
+        training: photographs [M, 3, R, R] the generator learned from; their mirror images count too.
+        morphs: [2 * K, 3, R, R] fresh pictures of the domain, none of which trained anything. The samples are compared
+            with the first half; so is the second half, for a measure of what a perfect generator would get.
+        batch: pictures at a time.
+
+    Returns:
+        values: "count"; "frechet" and "nearest_distance" by "truncation 1", ... and "fresh morphs", as far as the
+        pictures for them are there. "nearest_distance" holds "min" and "median" over the faces.
+
+    Raises:
+        InvalidInputError: no face asked for, or pictures of another size.
+    """
+    if count < 1:
+        raise InvalidInputError(f"{count} samples: expected one or more.")
+    size = generator.resolution
+    for pictures in (training, morphs):
+        if pictures is not None and pictures.shape[-1] != size:
+            raise InvalidInputError(
+                f"Pictures of {pictures.shape[-1]} px beside samples of {size} px: expected the same."
+            )
+    device = generator.w_avg.device
+    seeds = range(seed, seed + count)
+    samples = {
+        f"truncation {psi:g}": torch.cat(
+            [_draw(generator, list(seeds)[start : start + batch], psi) for start in range(0, count, batch)]
+        )
+        for psi in truncations
+    }
+    values: dict[str, Any] = {"count": count}
+    half = 0 if morphs is None else len(morphs) // 2
+    compared = dict(samples)
+    if morphs is not None and half:
+        compared["fresh morphs"] = morphs[half : 2 * half]
+    if measures.features is not None and morphs is not None and half > 1 and count > 1:
+        real = _in_batches(measures.features, morphs[:half], batch, device)
+        values["frechet"] = {
+            name: float(metrics.frechet_distance(_in_batches(measures.features, pictures, batch, device), real))
+            for name, pictures in compared.items()
+        }
+    nearest = {}
+    if training is not None:
+        bank = torch.cat((training, training.flip(-1)))
+        values["nearest_distance"] = {}
+        for name, pictures in compared.items():
+            distances, at = nearest_pictures(pictures, bank, measures, batch=batch, device=device)
+            values["nearest_distance"][name] = {"min": float(distances.min()), "median": float(distances.median())}
+            nearest[name] = bank[at]
+    return SamplesReport(values, samples, nearest)
+
+
+@torch.no_grad()
+def _draw(generator: Generator, seeds: list[int], psi: float) -> Tensor:
+    return generator.synthesis(sample(generator, seeds, psi)).clamp(-1, 1).cpu()
+
+
+def nearest_pictures(
+    images: Tensor, bank: Tensor, measures: Measures, *, batch: int = 8, device: torch.device | str = "cpu"
+) -> tuple[Tensor, Tensor]:
+    """(distance [N], index [N]) of the picture of `bank` [M, 3, S, S] nearest to each of `images` [N, 3, S, S].
+
+    The distance is 1 - similarity of the embeddings, or else the perceptual or the multi-scale distance.
+    """
+    if measures.embed is not None:
+        a, b = (_in_batches(measures.embed, x, batch, device) for x in (images, bank))
+        return (1 - a @ b.T).min(dim=1)
+    rows = [_distances(measures, image.expand_as(bank), bank, batch, device) for image in images.split(1)]
+    return torch.stack(rows).min(dim=1)
+
+
+def nearness_name(measures: Measures) -> str:
+    """Which distance `nearest_pictures` uses: "id", "lpips" or "multiscale"."""
+    return "id" if measures.embed is not None else "lpips" if measures.perceptual is not None else "multiscale"
+
+
+def _finite(values: Sequence[float]) -> list[float]:
+    return [value for value in values if math.isfinite(value)]
+
+
+def _means(values: Mapping[str, Sequence[float]]) -> dict[str, float]:
+    """Means of the finite values: a measure that has no meaning for one image must not hide the others."""
+    kept = {key: _finite(per_image) for key, per_image in values.items()}
+    return {key: sum(finite) / len(finite) for key, finite in kept.items() if finite}
+
+
+def _interval(values: Sequence[float], seed: int) -> list[float] | None:
+    kept = _finite(values)
+    if len(kept) < 2:
+        return None
+    interval = metrics.bootstrap_interval(kept, seed=seed)
+    return [interval.low, interval.high]
+
+
+def _rounded(value: float) -> float | None:
+    return round(value, 6) if math.isfinite(value) else None
