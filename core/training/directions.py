@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import csv
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -163,6 +163,7 @@ def portrait_directions(
     portraits: Path,
     generator: Generator,
     config: MorphConfig = MorphConfig(),
+    components: Mapping[str, int] | None = None,
 ) -> list[Direction]:
     """Named, calibrated directions of a generator trained on `morphs`.
 
@@ -171,6 +172,7 @@ def portrait_directions(
         portraits: the folder with info.csv.
         generator: the directions carry its identity.
         config: how the run's codes were drawn: one step of pose or light is the range it saw.
+        components: names for principal components, counted from 1, negative turned around. None: the first few, unnamed.
     """
     attributes = people_attributes(morphs, portraits)
     table = torch.stack(list(attributes.values()), dim=1)
@@ -198,8 +200,11 @@ def portrait_directions(
     weight = embedding.linear.weight.cpu()
     offsets = {name: (code @ weight.t(), text) for name, (code, text) in codes.items()}
     known = torch.stack([offset for offset, _ in offsets.values()])
-    for index, component in enumerate(leading_components(morphs, embedding, known, COMPONENTS)):
-        offsets[f"people-{index + 1}"] = (component, f"principal component {index + 1} of how people differ otherwise")
+    components = components or {f"people-{k}": k for k in range(1, COMPONENTS + 1)}
+    found = leading_components(morphs, embedding, known, max(abs(k) for k in components.values()))
+    for name, k in components.items():
+        text = f"principal component {abs(k)} of how people differ otherwise"
+        offsets[name] = (found[abs(k) - 1] * (1 if k > 0 else -1), text)
     w = embedding(morphs.draw_codes(2048, torch.Generator().manual_seed(1)).to(embedding.linear.weight)).cpu()
     made = []
     for name, (offset, text) in offsets.items():
@@ -221,10 +226,23 @@ def main(argv: Sequence[str], registry: Registry) -> Path:
     """`gan-inversion train directions`: one safetensors file per direction of a generator run, into the folder --out."""
     parser = argparse.ArgumentParser(prog="gan-inversion train directions", description=__doc__.split("\n")[0])
     add_common_arguments(parser)
+    parser.add_argument(
+        "--component",
+        metavar="NAME=K",
+        action="append",
+        default=[],
+        help="name the K-th principal component of people (negative: turned around); look at people-1 ... first",
+    )
     options = parser.parse_args(argv)
+    components = {}
+    for given in options.component:
+        name, _, k = given.partition("=")
+        if not name or not k.removeprefix("-").isdigit() or int(k) == 0:
+            parser.error(f"--component {given}: expected NAME=K, like long-hair=-3")
+        components[name] = int(k)
     morphs = load_morphs(options.portraits, options.runs)
     generator, embedding = load_trained(options.runs / "generator", morphs)
-    for direction in portrait_directions(morphs, embedding, options.portraits, generator):
+    for direction in portrait_directions(morphs, embedding, options.portraits, generator, components=components):
         path = options.out / f"portraits-{direction.name}.safetensors"
         save_direction(path, direction, licence="CC-BY-4.0", note=PORTRAITS_CREDIT)
     return options.out

@@ -104,4 +104,7 @@ def test_every_direction_names_its_generator(crowd, portraits):
     assert [direction.name for direction in made][:5] == ["smile", "age", "feminine", "skin-tone", "hair-colour"]
     assert len({direction.generator_id for direction in made}) == 1 and made[0].generator_id
     assert all(direction.limits[0] <= -0.5 and direction.limits[1] >= 0.5 for direction in made)
+    named = directions.portrait_directions(bank_with_smile, embedding, portraits, generator, components={"hair": -2})
+    assert named[-1].name == "hair" and made[-3].name == "people-2"
+    torch.testing.assert_close(named[-1].offset, -made[-3].offset)
     assert all(torch.isfinite(direction.offset).all() and direction.offset.abs().sum() > 0 for direction in made)
