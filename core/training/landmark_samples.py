@@ -57,7 +57,6 @@ class LandmarkTrainingConfig:
     pitch: float = 16.0
     negative_part: float = 0.15  # samples without a face, for the score
     five_weight: float = 2.0  # weight of the eye centres, nose and mouth corners beside the 68 points
-    save_every: int = 500
 
 
 @dataclass(frozen=True)

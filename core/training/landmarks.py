@@ -4,13 +4,15 @@ Data: Face Research Lab London Set and Young Adult White Faces (DeBruine & Jones
 Loss: distance of all 68 points and of the five alignment points, in eye distances, and a face score.
 """
 
+from __future__ import annotations
+
 import argparse
-import json
+import copy
+import dataclasses
 import logging
-import time
-from collections.abc import Sequence
-from dataclasses import asdict, replace
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -19,75 +21,97 @@ from safetensors.torch import save_file
 from ..errors import InvalidInputError
 from ..files import replacing
 from ..landmarks import LandmarkNet
-from .common import PORTRAITS_CREDIT, Registry, keep_freed_memory, load_checkpoint, save_checkpoint
+from .common import (
+    Registry,
+    RunLog,
+    add_common_arguments,
+    card,
+    cosine,
+    keep_freed_memory,
+    load_checkpoint,
+    load_scaler_state,
+    make_accelerator,
+    process_generator,
+    save_checkpoint,
+    scaler_state,
+    share_gradients,
+    update_ema,
+)
 from .landmark_samples import FIVE_GROUPS, LandmarkTrainingConfig, build_pool, sample_batch
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 logger = logging.getLogger(__name__)
 
 
 def train(
-    portraits: str | Path,
-    out: str | Path,
-    config: LandmarkTrainingConfig | None = None,
+    portraits: Path,
+    out: Path,
+    config: LandmarkTrainingConfig = LandmarkTrainingConfig(),
     *,
-    teacher: str | Path | None = None,
-    device: str = "cpu",
-) -> Path:
-    """Train the landmark net and write float16 safetensors to `out`; returns its path.
+    teacher: Path | None = None,
+    accelerator: Accelerator | None = None,
+    time_budget: float | None = None,
+    max_steps: int | None = None,
+) -> LandmarkNet:
+    """Runs or resumes the training; returns the averaged network, frozen, in eval mode.
 
-    A checkpoint beside `out` (suffix .checkpoint.pt) lets an interrupted run go on; it is removed at the end.
-    teacher: a YuNet file whose five points label the smiling photographs. Raises InvalidInputError when the folder
-    lacks the portraits.
+    Args:
+        portraits: folder with info.csv, landmarks.json and photographs.
+        out: folder for checkpoint and log.
+        config: that of the run being resumed; the batch is that of each process.
+        teacher: a YuNet file whose five points label the smiling photographs.
+        accelerator: see `common.make_accelerator`; None trains on the CPU.
+        time_budget: seconds until the run stops at a checkpoint.
+        max_steps: stops after so many steps in all.
+
+    Raises:
+        InvalidInputError: the folder lacks the portraits.
     """
-    config = config or LandmarkTrainingConfig()
-    portraits, out = Path(portraits), Path(out)
+    accelerator = accelerator or make_accelerator()
     if not (portraits / "landmarks.json").is_file():
         raise InvalidInputError(f"{portraits} has no landmarks.json; give the folder that holds it and info.csv.")
-    pool = build_pool(portraits, config, None if teacher is None else Path(teacher))
+    pool = build_pool(portraits, config, teacher)
     logger.info("pool: %d pictures, %d with all points", len(pool.pictures), int(pool.complete.sum()))
-    torch.manual_seed(config.seed)
-    net = LandmarkNet().to(device).train()
-    optimiser = torch.optim.AdamW(net.parameters(), lr=config.learning_rate, weight_decay=1e-4)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimiser, config.learning_rate, total_steps=config.steps, pct_start=0.08, final_div_factor=200
-    )
-    average = {name: value.detach().clone() for name, value in net.state_dict().items()}
-    checkpoint, first_step = out.with_suffix(".checkpoint.pt"), 0
-    state = load_checkpoint(checkpoint)
-    if state is not None:
-        net.load_state_dict(state["net"])
-        optimiser.load_state_dict(state["optimiser"])
-        schedule.load_state_dict(state["schedule"])
-        average = {name: value.to(device) for name, value in state["average"].items()}
-        first_step = int(state["step"])
-    generator = torch.Generator().manual_seed(config.seed + first_step)
-    started = time.monotonic()
-    for step in range(first_step, config.steps):
-        crops, points, known, is_face = sample_batch(pool, config, generator)
-        found, logits = net(crops.to(device))
-        loss, error = _loss(found, logits, points.to(device), known.to(device), is_face.to(device), config)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        net = LandmarkNet().to(accelerator.device).train()
+    average = copy.deepcopy(net).eval().requires_grad_(False)
+    adam = torch.optim.AdamW(net.parameters(), lr=config.learning_rate, weight_decay=1e-4)
+    optimiser = accelerator.prepare_optimizer(adam, device_placement=False)
+    log = RunLog(out, "landmarks", time_budget=time_budget)
+    checkpoint, step = load_checkpoint(out / "checkpoint.pt"), 0
+    if checkpoint:
+        step = checkpoint["step"]
+        for name, part in (("net", net), ("average", average), ("optimiser", optimiser)):
+            part.load_state_dict(checkpoint[name])
+        load_scaler_state(accelerator, checkpoint["scaler"])
+    while step < config.steps:
+        for group in optimiser.param_groups:
+            group["lr"] = config.learning_rate * cosine(step, config.steps, warmup=config.steps // 12 + 1, low=0.005)
+        batch = sample_batch(pool, config, process_generator(accelerator, config.seed, step))
+        crops, points, known, is_face = (value.to(accelerator.device) for value in batch)
+        with accelerator.autocast():
+            found, logits = net(crops)
+        loss, error = _loss(found.float(), logits.float(), points, known, is_face, config)
         optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(net.parameters(), 5.0)
+        accelerator.backward(loss)
+        share_gradients(accelerator, net.parameters())
+        accelerator.clip_grad_norm_(net.parameters(), 5.0)
         optimiser.step()
-        schedule.step()
-        for name, value in net.state_dict().items():
-            # The average forgets its random start quickly, then spans the last few hundred steps.
-            decay = min(0.995, (1 + step) / (10 + step)) if value.is_floating_point() else 0.0
-            average[name].mul_(decay).add_(value.detach(), alpha=1 - decay) if decay else average[name].copy_(value)
-        if (step + 1) % 100 == 0:
-            seconds = time.monotonic() - started
-            logger.info("step %d  loss %.4f  error %.4f eye distances  %.0f s", step + 1, float(loss), error, seconds)
-        if (step + 1) % config.save_every == 0:
-            state = {"net": net.state_dict(), "optimiser": optimiser.state_dict(), "schedule": schedule.state_dict()}
-            save_checkpoint(checkpoint, {**state, "average": average, "step": step + 1})
-    tensors = {name: value.half() if value.is_floating_point() else value for name, value in average.items()}
-    metadata = {"architecture": "landmarks", "credit": PORTRAITS_CREDIT, "config": json.dumps(asdict(config)),
-                "licence": "MIT", "teacher": "none" if teacher is None else Path(teacher).name}  # fmt: skip
-    with replacing(out) as temporary:
-        save_file({name: value.contiguous().cpu() for name, value in tensors.items()}, temporary, metadata=metadata)
-    checkpoint.unlink(missing_ok=True)
-    return out
+        # The average forgets its random start quickly, then spans the last few hundred steps.
+        update_ema(average, net, min(0.995, (1 + step) / (10 + step)))
+        step += 1
+        if step % 20 == 0 and accelerator.is_main_process:
+            log.write(step=step, loss=loss.item(), error=error)
+        stop = log.out_of_time() or (max_steps is not None and step >= max_steps)
+        if accelerator.is_main_process and (stop or step == config.steps or log.checkpoint_due()):
+            state = {"net": net.state_dict(), "average": average.state_dict(), "optimiser": optimiser.state_dict()}
+            save_checkpoint(out / "checkpoint.pt", {**state, "step": step, "scaler": scaler_state(accelerator)})
+        if stop:
+            break
+    return average
 
 
 def _loss(
@@ -118,18 +142,33 @@ def _loss(
     return every + config.five_weight * five + 0.1 * score, float(five.detach())
 
 
+def save_landmark_net(net: LandmarkNet, path: Path, metadata: Mapping[str, str]) -> Path:
+    """Writes float16 safetensors that `core.landmarks.load_landmark_net` reads."""
+    tensors = {name: value.half() if value.is_floating_point() else value for name, value in net.state_dict().items()}
+    with replacing(path) as temporary:
+        save_file(
+            {name: value.contiguous().cpu() for name, value in tensors.items()}, temporary, metadata=dict(metadata)
+        )
+    return path
+
+
 def main(argv: Sequence[str], registry: Registry) -> Path:
-    """`gan-inversion train landmarks`; run again to resume."""
+    """`gan-inversion train landmarks`: trains or resumes the landmark net."""
     parser = argparse.ArgumentParser(prog="gan-inversion train landmarks", description=__doc__.split("\n")[0])
+    add_common_arguments(parser)
     defaults = LandmarkTrainingConfig()
-    parser.add_argument(
-        "--portraits", type=Path, required=True, help="folder with info.csv, landmarks.json and photographs"
-    )
-    parser.add_argument("--out", type=Path, required=True, help="safetensors file to write")
     parser.add_argument("--steps", type=int, default=defaults.steps)
     parser.add_argument("--teacher", type=Path, default=None, help="YuNet file: labels the smiling photographs")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args(argv)
     keep_freed_memory()
-    config = replace(defaults, steps=options.steps)
-    return train(options.portraits, options.out, config, teacher=options.teacher, device=options.device)
+    config = dataclasses.replace(defaults, steps=options.steps, batch=options.batch or defaults.batch)
+    net = train(
+        options.portraits,
+        options.runs / "landmarks",
+        config,
+        teacher=options.teacher,
+        accelerator=make_accelerator(options.device, options.mixed_precision),
+        time_budget=options.seconds,
+    )
+    metadata = card("landmarks", config, teacher=options.teacher.name if options.teacher else "none")
+    return save_landmark_net(net, options.out, {"architecture": "landmarks", **metadata})

@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
+from gan_inversion import model_registry
 from gan_inversion.core.errors import InvalidInputError
 from gan_inversion.core.landmarks import MIRROR_ORDER, load_landmark_net
 from gan_inversion.core.training import landmarks as trainer
@@ -113,24 +114,29 @@ def test_labels_follow_the_picture():
     assert near > 30  # covers and light hide many; chance would give about one
 
 
-def test_training_writes_weights_that_load_and_goes_on_after_a_stop(tmp_path, monkeypatch):
+@pytest.mark.parametrize("stop_at", [1, 2])
+def test_training_goes_on_after_a_stop_as_if_there_had_been_none(tmp_path, monkeypatch, stop_at):
+    monkeypatch.setattr(trainer, "build_pool", lambda *_: small_pool())
+    (tmp_path / "landmarks.json").write_text("{}")
+    config = LandmarkTrainingConfig(steps=3, batch=4)
+    straight = trainer.train(tmp_path, tmp_path / "one", config)
+    trainer.train(tmp_path, tmp_path / "two", config, max_steps=stop_at)
+    resumed = trainer.train(tmp_path, tmp_path / "two", config)
+    for name, value in straight.state_dict().items():
+        assert torch.equal(value, resumed.state_dict()[name]), name
+    fresh = trainer.train(tmp_path, tmp_path / "three", config, max_steps=1)
+    assert not torch.equal(fresh.heatmaps.weight, straight.heatmaps.weight)
+
+
+def test_the_command_writes_weights_that_load(tmp_path, monkeypatch):
     monkeypatch.setattr(trainer, "build_pool", lambda *_: small_pool())
     (tmp_path / "landmarks.json").write_text("{}")
     out = tmp_path / "weights" / "landmarks.safetensors"
-    config = LandmarkTrainingConfig(steps=3, batch=4, save_every=2)
-    save_file = trainer.save_file
-    monkeypatch.setattr(trainer, "save_file", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
-    with pytest.raises(KeyboardInterrupt):
-        trainer.train(tmp_path, out, config)
-    assert [path.name for path in out.parent.iterdir()] == ["landmarks.checkpoint.pt"]
-    monkeypatch.setattr(trainer, "save_file", save_file)
-    seen = []
-    monkeypatch.setattr(trainer, "sample_batch", lambda *args: seen.append(1) or sample_batch(*args))
-    assert trainer.train(tmp_path, out, config) == out
-    assert len(seen) == 1 and not out.with_suffix(".checkpoint.pt").is_file()
+    argv = ["--portraits", str(tmp_path), "--runs", str(tmp_path / "runs"), "--out", str(out), "--device=cpu"]
+    assert trainer.main([*argv, "--steps=1", "--batch=2"], model_registry) == out
     assert load_landmark_net(out)(torch.zeros(1, 3, 96, 96))[0].shape == (1, 68, 2)
 
 
 def test_a_folder_without_portraits_is_refused(tmp_path):
     with pytest.raises(InvalidInputError, match=r"has no landmarks\.json"):
-        trainer.train(tmp_path, tmp_path / "out.safetensors")
+        trainer.train(tmp_path, tmp_path / "out")
