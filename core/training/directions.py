@@ -137,7 +137,7 @@ def leading_components(morphs: MorphModel, embedding: CodeEmbedding, known: Tens
 
 
 def natural_reach(offset: Tensor, w: Tensor) -> float:
-    """How many steps lie between the two ends of what the generator was trained on, 0.5 to 3.
+    """How many steps lie between the two ends of what the generator was trained on, 0.5 to 2.
 
     The position of a code along a direction is its coordinate in units of the direction, all that the covariance of w
     explains otherwise taken out; the ends are the 0.5 and 99.5 percentiles over random codes. An edit of this length
@@ -153,7 +153,7 @@ def natural_reach(offset: Tensor, w: Tensor) -> float:
     dual = torch.linalg.solve(covariance, offset.double())
     along = centred @ (dual / (offset.double() @ dual))
     low, high = along.quantile(torch.tensor([0.005, 0.995], dtype=along.dtype)).tolist()
-    return round(min(3.0, max(0.5, high - low)), 1)
+    return round(min(2.0, max(0.5, high - low)), 1)
 
 
 @torch.no_grad()

@@ -2,7 +2,8 @@
 
 Teacher: the distance of LPIPS (Zhang et al. 2018) on SqueezeNet 1.1; see `LpipsTeacher` for what it is not. Losses: log
 distances of a picture and its versions agree; the order of a picture's versions agrees; the features predict the
-teacher's through 1x1 convolutions that are thrown away (Romero et al., "FitNets", ICLR 2015).
+teacher's through 1x1 convolutions that are thrown away (Romero et al., "FitNets", ICLR 2015); distances agree on
+pictures that the trunk's own gradient made (`_Pursuit`), without which it is a good judge and a bad loss.
 Pairs of pictures come from perceptual_samples.py; `agreement` measures on people and pictures that training never saw.
 """
 
@@ -25,7 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import CorruptFileError, MissingPackageError
-from ..perceptual import PerceptualTrunk, PerceptualTrunkConfig, tap_distance
+from ..perceptual import PerceptualTrunk, PerceptualTrunkConfig, tap_distance, trunk_distance
 from .common import (
     Registry,
     RunLog,
@@ -63,7 +64,8 @@ logger = logging.getLogger(__name__)
 
 _TEACHER_TAPS = ((0,), (1,), (2,), (3, 4), (5, 6))  # of the seven taps of SqueezeNet, by stride
 _TINY = 1e-3  # added to distances before logarithms: nobody sees differences below it
-_BATCHES, _MEASURE = 0, 4  # streams of random numbers; 1 to 3 are those of the pictures
+_BATCHES, _MEASURE, _PURSUIT = 0, 4, 5  # streams of random numbers; 1 to 3 are those of the pictures
+_COARSENESS = (1, 1, 2, 2, 4, 8)  # pixels that a pursuer moves together
 
 
 @dataclass(frozen=True)
@@ -77,12 +79,17 @@ class PerceptualTraining:
     faces: int = 450  # groups of `members` morphs
     content: int = 450  # groups of `members` crops
     members: int = 3  # pictures of nearly the same thing
-    references: int = 5  # per step
+    references: int = 4  # per step
     versions: int = 5  # of each reference
+    pursuers: int = 6  # pictures that are pulled towards a reference by the trunk itself
+    pursuit_size: int = 80  # their size in pixels, a multiple of 16
+    pursuit_steps: int = 48  # how long each is pulled
+    pursuit_rate: float = 0.03  # root mean square of a pull
     learning_rate: float = 2e-3
     final_learning_rate: float = 0.02
     rank: float = 0.3
     feature: float = 0.3
+    pursuit: float = 0.5
     temperature: float = 0.1  # log distances this far apart are ordered with 73 % certainty
     ema_decay: float = 0.995
     seed: int = 5
@@ -162,6 +169,7 @@ def train(
     optimiser = accelerator.prepare_optimizer(
         torch.optim.Adam(parameters, lr=settings.learning_rate, betas=(0.9, 0.99)), device_placement=False
     )
+    pursuit = _Pursuit(settings, device)
     checkpoint, step = load_checkpoint(out / "checkpoint.pt"), 0
     if checkpoint:
         step = checkpoint["step"]
@@ -169,6 +177,7 @@ def train(
         average.load_state_dict(checkpoint["average"])
         optimiser.load_state_dict(checkpoint["optimiser"])
         load_scaler_state(accelerator, checkpoint["scaler"])
+        pursuit.references, pursuit.images = (checkpoint[name].to(device) for name in ("references", "pursuers"))
     while step < settings.steps and (max_steps is None or step < max_steps):
         for group in optimiser.param_groups:
             group["lr"] = settings.learning_rate * cosine(step, settings.steps, 50, settings.final_learning_rate)
@@ -181,6 +190,9 @@ def train(
         with accelerator.autocast():
             features = model.features(images)
         loss, values = _loss(model.weighted(features), features, adapters, wanted, settings)
+        pursuit.renew(pictures, step, process_generator(accelerator, settings.seed, step, _PURSUIT))
+        values["pursuit"] = pursuit.loss(model, teacher)
+        loss = loss + settings.pursuit * values["pursuit"]
         optimiser.zero_grad(set_to_none=True)
         accelerator.backward(loss)
         share_gradients(accelerator, parameters)
@@ -203,6 +215,8 @@ def train(
                     "average": average.state_dict(),
                     "optimiser": optimiser.state_dict(),
                     "scaler": scaler_state(accelerator),
+                    "references": pursuit.references,
+                    "pursuers": pursuit.images,
                     "settings": dataclasses.asdict(settings),
                 },
             )
@@ -230,9 +244,7 @@ def _loss(
     settings: PerceptualTraining,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Sum of the three losses, and each; the references come first in every batch of features."""
-    ours, theirs = (
-        _distances(found, settings.references, settings.versions).add(_TINY).log() for found in (taps, wanted)
-    )
+    ours, theirs = (_log(_distances(found, settings.references, settings.versions)) for found in (taps, wanted))
     distance = F.smooth_l1_loss(ours, theirs, beta=0.2)
     row, column = torch.triu_indices(settings.versions, settings.versions, offset=1)
     margins = [(logs[:, row] - logs[:, column]) / settings.temperature for logs in (ours, theirs)]
@@ -247,6 +259,45 @@ def _loss(
     feature = feature / len(_TEACHER_TAPS)
     values = {"distance": distance, "rank": rank, "feature": feature}
     return distance + settings.rank * rank + settings.feature * feature, values
+
+
+def _log(distance: Tensor) -> Tensor:
+    return (distance + _TINY).log()
+
+
+class _Pursuit:
+    """Pictures on their way to a reference along the gradient of the trunk's distance, one pull for each step.
+
+    A distance that is minimised meets pictures that no list of distortions has. Where the trunk is fooled, it calls
+    near what the teacher calls far, and learns from it.
+    """
+
+    def __init__(self, settings: PerceptualTraining, device: torch.device) -> None:
+        self.settings = settings
+        self.references = torch.zeros(settings.pursuers, 3, settings.pursuit_size, settings.pursuit_size, device=device)
+        self.images = self.references.clone()
+
+    def renew(self, pictures: Pictures, step: int, random: torch.Generator) -> None:
+        """Starts all of them at step 0, then one after the other."""
+        count, size = self.settings.pursuers, self.settings.pursuit_size
+        turn, rest = divmod(step, max(1, self.settings.pursuit_steps // count))
+        for slot in range(count) if step == 0 else [turn % count] if rest == 0 else []:
+            drawn = draw_comparisons(pictures, 1, 1, size, random)
+            self.references[slot], self.images[slot] = drawn.references[0], drawn.versions[0, 0]
+
+    def loss(self, model: PerceptualTrunk, teacher: nn.Module) -> Tensor:
+        """Disagreement of the log distances; afterwards every picture has moved."""
+        images = self.images.clone().requires_grad_(True)
+        ours = tap_distance(model(images), model(self.references))
+        theirs = tap_distance(teacher(self.images), teacher(self.references))
+        (slopes,) = torch.autograd.grad(ours.sum(), images, retain_graph=True)
+        pulls = []
+        for slot, slope in enumerate(slopes):
+            pixels = _COARSENESS[slot % len(_COARSENESS)]
+            coarse = F.interpolate(F.avg_pool2d(slope[None], pixels), scale_factor=float(pixels))
+            pulls.append((coarse / coarse.square().mean().sqrt().clamp(min=1e-12)).clamp(-2, 2))
+        self.images = (self.images - self.settings.pursuit_rate * torch.cat(pulls)).clamp(-1, 1)
+        return F.smooth_l1_loss(_log(ours), _log(theirs), beta=0.2)
 
 
 def _distances(taps: Sequence[Tensor], references: int, versions: int) -> Tensor:
@@ -310,6 +361,35 @@ def agreement(
     return result
 
 
+def recovery(
+    trunk: nn.Module, teacher: nn.Module, pictures: Pictures, *, size: int = 128, steps: int = 100
+) -> dict[str, float]:
+    """What the trunk is worth as a loss: softened pictures, every pixel free, pulled back by its distance alone.
+
+    Returns "teacher_before" and "teacher_after", mean distances by the teacher to eight pictures, half of them faces;
+    "psnr_before" and "psnr_after" in dB.
+    """
+    device = next(iter(trunk.parameters())).device
+    groups = len(pictures.images)
+    chosen = [*range(min(4, pictures.faces)), *range(pictures.faces, min(groups, pictures.faces + 4))]
+    wanted = F.interpolate(pictures.images[chosen, 0].float() / 127.5 - 1, (size, size), mode="area").to(device)
+    image = F.interpolate(F.avg_pool2d(wanted, 8), (size, size), mode="bilinear").requires_grad_(True)
+    distance, judge = trunk_distance(trunk), trunk_distance(teacher)
+    optimiser = torch.optim.Adam([image], lr=0.03)
+
+    def figures(when: str) -> dict[str, float]:
+        error = (image.detach().clamp(-1, 1) - wanted).square().mean(dim=(1, 2, 3))
+        found = judge(image.detach(), wanted).mean().item()
+        return {f"teacher_{when}": found, f"psnr_{when}": (-10 * torch.log10(error / 4)).mean().item()}
+
+    before = figures("before")
+    for _ in range(steps):
+        optimiser.zero_grad()
+        distance(image, wanted).sum().backward()
+        optimiser.step()
+    return {**before, **figures("after")}
+
+
 def _ranks(values: Tensor) -> Tensor:
     return values.argsort().argsort().double()
 
@@ -336,8 +416,10 @@ def main(argv: Sequence[str], registry: Registry) -> Path:
     trunk = train(morphs, teacher, out, settings, accelerator=accelerator, time_budget=options.seconds)
     trunk, teacher = trunk.cpu(), teacher.cpu()
     trunk.config = dataclasses.replace(trunk.config, domain="portraits")
-    measured = agreement(trunk, teacher, held_out_pictures(options.portraits))
-    logger.info("agreement with the teacher: %s", measured)
+    held_out = held_out_pictures(options.portraits)
+    measured = agreement(trunk, teacher, held_out)
+    recovered = recovery(trunk, teacher, held_out)
+    logger.info("agreement with the teacher: %s; as a loss: %s", measured, recovered)
     checkpoint = load_checkpoint(out / "checkpoint.pt")
     facts = {
         "steps": str(checkpoint["step"] if checkpoint else 0),
@@ -345,5 +427,6 @@ def main(argv: Sequence[str], registry: Registry) -> Path:
         "pictures": f"morphs; {', '.join(PICTURES)} of scikit-image; procedural textures",
         "held_out": f"photographs of test people; {', '.join(HELD_OUT_PICTURES)} of scikit-image",
         "agreement": json.dumps({name: round(value, 4) for name, value in measured.items()}),
+        "recovery": json.dumps({name: round(value, 4) for name, value in recovered.items()}),
     }
     return registry.save_model(trunk, options.out, card("perceptual trunk", settings, **facts), torch.float16)

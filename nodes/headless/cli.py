@@ -96,7 +96,11 @@ def _parser() -> argparse.ArgumentParser:
     convert.add_argument(
         "--dtype", choices=_DTYPES, default="float32", help="float32 is exact, the others half the size"
     )
-    convert.add_argument("--part", choices=("decoder", "discriminator"), help="the generator inside an encoder checkpoint; the discriminator beside one")
+    convert.add_argument(
+        "--part",
+        choices=("decoder", "discriminator"),
+        help="the generator inside an encoder checkpoint; the discriminator beside one",
+    )
     convert.set_defaults(function=_convert)
 
     evaluate.add_command(commands, common).set_defaults(function=_evaluate)

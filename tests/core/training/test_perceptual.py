@@ -15,17 +15,29 @@ from safetensors import safe_open
 
 from gan_inversion import model_registry
 from gan_inversion.core.errors import CorruptFileError
+from gan_inversion.core.perceptual import PerceptualTrunk, PerceptualTrunkConfig, trunk_distance
 from gan_inversion.core.training import perceptual, perceptual_samples
 from gan_inversion.core.training.common import step_generator
 from gan_inversion.core.training.morphs import LEFT_MOUTH, LEFT_PUPIL, NOSE, RIGHT_MOUTH, RIGHT_PUPIL
-from gan_inversion.core.training.perceptual import LpipsTeacher, PerceptualTraining, agreement, train
+from gan_inversion.core.training.perceptual import LpipsTeacher, PerceptualTraining, agreement, recovery, train
 from gan_inversion.core.training.perceptual_samples import KINDS, Pictures, distort, draw_comparisons
 from gan_inversion.core.training.trunk import SqueezeNetTrunk
 from gan_inversion.model_registry import load_model
 
 WIDTHS = (4, 6, 8, 8, 8)
 SMALL = PerceptualTraining(
-    widths=WIDTHS, steps=3, sizes=(32, 48), side=48, faces=3, content=3, members=2, references=2, versions=3
+    widths=WIDTHS,
+    steps=3,
+    sizes=(32, 48),
+    side=48,
+    faces=3,
+    content=3,
+    members=2,
+    references=2,
+    versions=3,
+    pursuers=2,
+    pursuit_size=32,
+    pursuit_steps=4,
 )
 FIRES = {
     3: (4, 2, 3),
@@ -192,6 +204,45 @@ def test_only_test_people_are_held_out(tmp_path):
     assert not set(perceptual_samples.PICTURES) & set(perceptual_samples.HELD_OUT_PICTURES)
 
 
+def test_pursuers_move_towards_their_references_by_the_trunks_own_distance(teacher, pictures):
+    settings = dataclasses.replace(SMALL, pursuers=6, pursuit_steps=12, pursuit_rate=0.001)
+    pursuit = perceptual._Pursuit(settings, torch.device("cpu"))
+    pursuit.renew(pictures, 0, step_generator(0, 0))
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        trunk = PerceptualTrunk(PerceptualTrunkConfig(WIDTHS))
+    start, references = pursuit.images.clone(), pursuit.references.clone()
+    assert bool(((start - references).flatten(1).abs().mean(dim=1) > 0).all())
+    before = trunk_distance(trunk)(start, references)
+    for _ in range(4):
+        loss = pursuit.loss(trunk, teacher)
+    assert int((trunk_distance(trunk)(pursuit.images, references) < before).sum()) >= 5
+    assert loss.requires_grad and not pursuit.images.requires_grad and pursuit.images.abs().max() <= 1
+    moved = pursuit.images.clone()
+    pursuit.renew(pictures, 1, step_generator(0, 1))
+    assert torch.equal(moved, pursuit.images)
+    pursuit.renew(pictures, 4, step_generator(0, 4))  # 12 steps over 6 pursuers: every second step the next one
+    changed = (moved != pursuit.images).flatten(1).any(dim=1)
+    assert changed.tolist() == [False, False, True, False, False, False]
+
+
+def test_recovery_says_whether_pictures_come_back(teacher, pictures):
+    class Pixels(torch.nn.Module):
+        """The best loss there is."""
+
+        def __init__(self):
+            super().__init__()
+            self.unused = torch.nn.Parameter(torch.zeros(1))
+
+        def forward(self, image):
+            return [image]
+
+    found = recovery(Pixels(), teacher, pictures, size=32, steps=30)
+    assert found["psnr_after"] > found["psnr_before"] + 3 and found["teacher_after"] < 0.7 * found["teacher_before"]
+    stays = recovery(Colours(), teacher, pictures, size=32, steps=3)
+    assert stays["psnr_after"] == pytest.approx(stays["psnr_before"], abs=1.0)
+
+
 def write_teacher(folder):
     np.savez(folder / "squeezenet.npz", **{name: value.numpy() for name, value in squeezenet_tensors().items()})
     heads = {f"lin{tap}.model.1.weight": torch.tensor([0.2, -5.0, 0.4 * tap]) for tap in range(7)}
@@ -215,6 +266,7 @@ def test_the_command_writes_a_file_that_says_what_was_measured(bank, pictures, t
     monkeypatch.setattr(perceptual, "load_morphs", lambda portraits, runs: bank)
     monkeypatch.setattr(perceptual, "held_out_pictures", lambda portraits: pictures)
     monkeypatch.setattr(perceptual, "agreement", functools.partial(agreement, size=32, references=2, versions=3))
+    monkeypatch.setattr(perceptual, "recovery", functools.partial(recovery, size=32, steps=2))
     squeezenet, heads = write_teacher(tmp_path)
     arguments = [
         "--portraits",
@@ -233,6 +285,7 @@ def test_the_command_writes_a_file_that_says_what_was_measured(bank, pictures, t
     assert loaded.architecture == "perceptual" and loaded.module.config.widths == WIDTHS
     assert loaded.domain == "portraits" and loaded.metadata["steps"] == "2"
     assert json.loads(loaded.metadata["agreement"])["pairs"] == 6
+    assert "psnr_after" in json.loads(loaded.metadata["recovery"])
     with safe_open(str(path), "pt") as file:
         assert file.get_tensor("convs.0.weight").dtype == torch.float16
         assert file.get_tensor("scales.0").dtype == torch.float32
