@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ..core.losses import Distance
 
 _BACKBONES = {"lpips-vgg": ("vgg", "vgg16")}  # name -> (network of the lpips package, catalogue id of its backbone)
-_TRUNKS = {"portraits-trunk": Path(__file__).with_name("bundled") / "portraits-perceptual.safetensors"}
+_TRUNKS = {"portraits-perceptual": Path(__file__).with_name("bundled") / "portraits-perceptual.safetensors"}
 
 
 def perceptual_distance(
@@ -32,7 +32,7 @@ def perceptual_distance(
 
     Args:
         name: "lpips-vgg": LPIPS v0.1 (Zhang et al. 2018) on VGG16, whose 553 MB are downloaded at first use. The
-            linear heads come with the `lpips` package. "portraits-trunk": the bundled `core.perceptual.PerceptualTrunk`,
+            linear heads come with the `lpips` package. "portraits-perceptual": the bundled `core.perceptual.PerceptualTrunk`,
             a stand-in that needs no download and no package; its values are no LPIPS scores.
         size: larger images are area-downsampled to this side first, in pixels; None compares at full size.
         progress: called with (bytes done, bytes in all or None) during a download.

@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..encoders import Encoder, EncoderConfig
@@ -72,7 +73,7 @@ OFFICIAL_CLASSES = {
 }
 _MAX_INPUT = 256  # pixels; larger pictures are brought to this size before the encoder and the losses
 _HELD_OUT = 16
-_CODES, _Z, _REAL_CODES, _SPREAD, _POOL, _ROWS, _STARTS, _AUGMENT = range(8)  # streams of random numbers
+_CODES, _Z, _REAL_CODES, _SPREAD, _POOL, _ROWS, _STARTS, _AUGMENT, _DEFORM = range(9)  # streams of random numbers
 _COLUMNS = (
     "loss",
     "code",
@@ -101,6 +102,9 @@ class EncoderTraining:
     batch: int = 16
     sample_share: float = 0.5  # of the batch: samples of the generator; the rest are morphs
     samples_from: str = "codes"  # w of the samples: "codes" of random morphs, or "mapping" of normal z
+    deformation: float = (
+        0.0  # largest shift of `deformed`, in widths, which the morphs go through: faces off the bank's span
+    )
     occluded_share: float = 0.5  # of the pictures that `augment` changes, where one is given
     iterations: int = 5  # ReStyle's passes at each step
     learning_rate: float = 1e-3
@@ -296,6 +300,31 @@ def train(
     return run.finished()
 
 
+def deformed(images: Tensor, amount: float, random: torch.Generator) -> Tensor:
+    """Random smooth warps and light: people whom no mix of the bank's photographs shows, so that an encoder copes with them.
+
+    Args:
+        images: [B, 3, H, W] in [-1, 1].
+        amount: largest shift in widths; the light changes by up to five times as much, relatively. 0 changes nothing.
+        random: CPU random generator.
+    """
+    if not amount:
+        return images
+    height, width = images.shape[2:]
+
+    def smooth(channels: int, nodes: int) -> Tensor:
+        coarse = torch.rand(len(images), channels, nodes, nodes, generator=random) * 2 - 1
+        return F.interpolate(coarse, size=(height, width), mode="bicubic", align_corners=True).to(images)
+
+    shift = (smooth(2, 4) + smooth(2, 7)) * amount  # of a picture that is two units wide: half of `amount` widths each
+    lines = [torch.linspace(-1, 1, size, device=images.device) for size in (height, width)]
+    y, x = torch.meshgrid(*lines, indexing="ij")
+    grid = torch.stack((x, y), dim=-1) + shift.permute(0, 2, 3, 1)
+    warped = F.grid_sample(images, grid, padding_mode="reflection", align_corners=True)
+    light = 1 + amount * (4 * smooth(1, 4) + smooth(3, 3))
+    return ((warped + 1) * light - 1).clamp(-1, 1)
+
+
 @dataclass(frozen=True)
 class _Batch:
     image: Tensor  # [B, 3, *input_size], what is to be drawn
@@ -443,7 +472,8 @@ class _Run:
             w[len(w) - samples :] = self._known_w(samples, _CODES, _Z)
         images = []
         if samples < len(codes):
-            images.append(self.morphs.render(codes[: len(codes) - samples], self.generator.resolution))
+            drawn = self.morphs.render(codes[: len(codes) - samples], self.generator.resolution)
+            images.append(deformed(drawn, settings.deformation, self.random(_DEFORM)))
         if samples:
             with self.accelerator.autocast():
                 images.append(self.generator.synthesis(self.generator.broadcast(w[len(w) - samples :])).float())
@@ -607,6 +637,9 @@ def main(argv: Sequence[str], registry: Registry) -> Path:
     parser.add_argument("--image-steps", type=int, default=defaults.image_steps)
     parser.add_argument("--iterations", type=int, default=defaults.iterations, help="ReStyle's passes at each step")
     parser.add_argument("--sample-share", type=float, default=defaults.sample_share, help="generator's own pictures")
+    parser.add_argument(
+        "--deformation", type=float, default=defaults.deformation, help="smooth random warps of the morphs, in widths"
+    )
     parser.add_argument("--samples-from", choices=("codes", "mapping"), default=defaults.samples_from)
     parser.add_argument("--ema-decay", type=float, default=defaults.ema_decay, help="of the averaged weights")
     parser.add_argument("--progressive", metavar="START:EVERY", help="open the deltas of an e4e one after another")
@@ -627,6 +660,7 @@ def main(argv: Sequence[str], registry: Registry) -> Path:
         iterations=options.iterations,
         sample_share=options.sample_share,
         samples_from=options.samples_from,
+        deformation=options.deformation,
         ema_decay=options.ema_decay,
         progressive=_two_numbers(options.progressive),
         batch=options.batch or defaults.batch,

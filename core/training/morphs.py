@@ -88,15 +88,18 @@ def _thin_plate(points: np.ndarray, grid: np.ndarray, smooth: float) -> np.ndarr
     return right @ np.linalg.solve(system, np.eye(k + 3)[:, :k])
 
 
-def smiling_landmarks(neutral: np.ndarray, smiling: np.ndarray, points: np.ndarray) -> np.ndarray:
-    """Carries the landmarks of a neutral photograph to a smiling one of the same person, by registration.
+def register_upper_face(neutral: np.ndarray, smiling: np.ndarray, points: np.ndarray) -> np.ndarray:
+    """Where the head of one photograph is in another of the same person, by hair, brows, eyes and nose.
 
     Args:
         neutral, smiling: uint8 [H, W, 3] of one person, one camera.
         points: [K, 2] pixels in `neutral`.
 
     Returns:
-        [K, 2] pixels in `smiling`: a rigid registration of the upper face, then dense optical flow (DIS).
+        Rigid motion [2, 3] from pixels of `neutral` to pixels of `smiling`.
+
+    Raises:
+        InvalidInputError: the pictures cannot be brought together.
     """
     import cv2
 
@@ -132,6 +135,23 @@ def smiling_landmarks(neutral: np.ndarray, smiling: np.ndarray, points: np.ndarr
         )
     rigid = best[1].astype(np.float64)
     rigid[:, 2] = rigid[:, 2] / scale
+    return rigid
+
+
+def smiling_landmarks(neutral: np.ndarray, smiling: np.ndarray, points: np.ndarray) -> np.ndarray:
+    """Carries the landmarks of a neutral photograph to a smiling one of the same person, by registration.
+
+    Args:
+        neutral, smiling: uint8 [H, W, 3] of one person, one camera.
+        points: [K, 2] pixels in `neutral`.
+
+    Returns:
+        [K, 2] pixels in `smiling`: a rigid registration of the upper face, then dense optical flow (DIS).
+    """
+    import cv2
+
+    rigid = register_upper_face(neutral, smiling, points)
+    grey = [cv2.cvtColor(image, cv2.COLOR_RGB2GRAY) for image in (neutral, smiling)]
     h, w = grey[0].shape
     moved = cv2.warpAffine(
         grey[1], rigid, (w, h), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP, borderMode=cv2.BORDER_REPLICATE

@@ -79,7 +79,7 @@ class PerceptualTraining:
     faces: int = 450  # groups of `members` morphs
     content: int = 450  # groups of `members` crops
     members: int = 3  # pictures of nearly the same thing
-    references: int = 4  # per step
+    references: int = 5  # per step
     versions: int = 5  # of each reference
     pursuers: int = 6  # pictures that are pulled towards a reference by the trunk itself
     pursuit_size: int = 80  # their size in pixels, a multiple of 16
@@ -89,7 +89,7 @@ class PerceptualTraining:
     final_learning_rate: float = 0.02
     rank: float = 0.3
     feature: float = 0.3
-    pursuit: float = 0.5
+    pursuit: float = 0.2
     temperature: float = 0.1  # log distances this far apart are ordered with 73 % certainty
     ema_decay: float = 0.995
     seed: int = 5

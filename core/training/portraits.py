@@ -18,7 +18,8 @@ from torch import Tensor
 from ..alignment import CropTransform, align
 from ..errors import GANInversionError, InvalidInputError, NoFaceError
 from ..faces import detect_faces, select_face
-from ..imaging import load_image
+from ..imaging import load_image, to_uint8
+from .morphs import register_upper_face
 
 SPLITS = ("train", "test")
 FIVE_OF_189 = (0, 1, 55, 87, 93)  # pupils, a point of the nose (unused by the crop), mouth corners
@@ -60,14 +61,24 @@ def load_people(
 
 
 def load_smiles(
-    portraits: str | Path, names: Sequence[str], size: int, *, on_problem: OnProblem | None = None
+    portraits: str | Path,
+    names: Sequence[str],
+    size: int,
+    *,
+    same_frame: bool = False,
+    on_problem: OnProblem | None = None,
 ) -> dict[str, Tensor]:
-    """The smiling photographs of people, cropped as FFHQ around the face that is found in them.
+    """The smiling photographs of people, cropped as FFHQ.
+
+    A smile moves the mouth corners, and the FFHQ crop with them. So there are two crops: around the face that is found
+    in the photograph, as a user would make it, or in the frame of the neutral photograph, upper face upon upper face,
+    where what a perfect smile edit would draw is to be found.
 
     Args:
         portraits: folder with smiling/.
         names: as `load_people` gives them; people of "canada" have no smiling photograph and are passed over.
         size: side of the crops in pixels.
+        same_frame: in the frame of the neutral photograph (`morphs.register_upper_face`).
         on_problem: called for each photograph without a face or that cannot be read; None raises.
 
     Returns:
@@ -78,9 +89,17 @@ def load_smiles(
     """
     pairs = {name: Path(portraits) / "smiling" / f"{name.partition('/')[2]}.jpg" for name in names}
     files = {name: path for name, path in pairs.items() if name.startswith("neutral/") and path.is_file()}
+    marks = _read_marks(Path(portraits)) if same_frame else {}
 
     def crop(name: str) -> Tensor:
-        return align_face(load_image(files[name]), size)
+        photograph = load_image(files[name])
+        if not same_frame:
+            return align_face(photograph, size)
+        points = np.array(marks[name])
+        neutral = load_image(Path(portraits) / f"{name}.jpg")
+        rigid = register_upper_face(*(_bytes(image) for image in (neutral, photograph)), points)
+        five = points[list(FIVE_OF_189)] @ rigid[:, :2].T + rigid[:, 2]
+        return align(photograph, CropTransform.from_landmarks(five, (photograph.shape[2], photograph.shape[3]), size))
 
     return _collect(list(files), crop, on_problem)
 
@@ -91,6 +110,10 @@ def align_face(photograph: Tensor, size: int, *, yunet_path: str | Path | None =
     if face is None:
         raise NoFaceError("no face found")
     return align(photograph, face.crop_transform((photograph.shape[2], photograph.shape[3]), size))
+
+
+def _bytes(image: Tensor) -> np.ndarray:
+    return to_uint8(image)[0].numpy()
 
 
 def _names(portraits: Path, split: str) -> list[str]:

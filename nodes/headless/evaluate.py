@@ -33,7 +33,7 @@ _BUNDLED_ENCODERS = {
 }  # fmt: skip
 _IDENTITY, _TRUNK, _LPIPS, _LPIPS_BACKBONE, _YUNET = (
     "portraits-identity",
-    "portraits-trunk",
+    "portraits-perceptual",
     "lpips-vgg",
     "vgg16",
     "yunet",
@@ -372,7 +372,7 @@ def _photographs(options: argparse.Namespace, size: int) -> tuple[Photographs, d
             "covered": float(occluded.masks.mean()),
         }
     if options.portraits is not None and options.edit and _edit_name(options.edit)[0].endswith("smile"):
-        smiles = load_smiles(options.portraits, photographs.names, size, on_problem=leave_out)
+        smiles = load_smiles(options.portraits, photographs.names, size, same_frame=True, on_problem=leave_out)
         photographs = dataclasses.replace(photographs, smiles=smiles)
     facts["left_out"] = len(left_out)
     return photographs, facts, left_out

@@ -78,7 +78,7 @@ def test_a_file_that_is_no_backbone_is_named(needs_lpips, fetched):
 def test_nothing_is_downloaded_without_the_package_or_the_name(monkeypatch, fetched):
     _, asked = fetched
     with pytest.raises(
-        InvalidInputError, match="No perceptual distance 'lpips': expected one of lpips-vgg, portraits-trunk"
+        InvalidInputError, match="No perceptual distance 'lpips': expected one of lpips-vgg, portraits-perceptual"
     ):
         perceptual_distance("lpips")
     monkeypatch.setitem(sys.modules, "lpips", None)
@@ -109,9 +109,9 @@ def test_the_trunk_needs_no_package_and_no_download(monkeypatch, fetched, tmp_pa
     monkeypatch.setitem(sys.modules, "lpips", None)
     trunk = random_trunk()
     path = save_model(trunk, tmp_path / "trunk.safetensors")
-    monkeypatch.setitem(perceptual._TRUNKS, "portraits-trunk", path)
+    monkeypatch.setitem(perceptual._TRUNKS, "portraits-perceptual", path)
     with torch.inference_mode():  # as in a ComfyUI node
-        distance = perceptual_distance("portraits-trunk", size=32)
+        distance = perceptual_distance("portraits-perceptual", size=32)
     image, target = images(64)
     image.requires_grad_()
     found = distance(image, target)
@@ -120,13 +120,13 @@ def test_the_trunk_needs_no_package_and_no_download(monkeypatch, fetched, tmp_pa
     assert image.grad is not None and not asked
     path.unlink()
     with pytest.raises(ModelNotFoundError):
-        perceptual_distance("portraits-trunk")
+        perceptual_distance("portraits-perceptual")
 
 
 def test_the_bundled_trunk_judges_like_an_eye():
     skimage_data = pytest.importorskip("skimage.data")
-    assert _TRUNKS["portraits-trunk"].stat().st_size <= 2**20
-    distance = perceptual_distance("portraits-trunk")
+    assert _TRUNKS["portraits-perceptual"].stat().st_size <= 2**20
+    distance = perceptual_distance("portraits-perceptual")
     picture = torch.from_numpy(skimage_data.astronaut().copy()).permute(2, 0, 1)[None].float() / 127.5 - 1
     picture = torch.nn.functional.avg_pool2d(picture[..., :256, 96:352], 2)
     noise = torch.randn(picture.shape, generator=torch.Generator().manual_seed(0))

@@ -81,3 +81,20 @@ def test_smiles_belong_to_their_people(folder, monkeypatch):
     assert problems == [("neutral/001", "no face found"), ("neutral/002", "no face found")]
     monkeypatch.setattr(portraits, "align_face", lambda photograph, size: torch.full((1, 3, size, size), 0.5))
     assert list(portraits.load_smiles(folder, names, 32)) == names[:2]
+
+
+def test_a_smile_in_the_frame_of_the_neutral_photograph(folder):
+    """The smiling photograph is the neutral one moved by a few pixels: its crop is the neutral crop."""
+    random = np.random.default_rng(0)
+    scene = np.kron(random.integers(0, 255, (90, 90, 3)), np.ones((10, 10, 1))).astype(np.uint8)
+    marks = json.loads((folder / "landmarks.json").read_text())
+    points = 300 + 300 * random.random((len(marks["neutral/002"]), 2))
+    points[[0, 1, 55, 87, 93]] = (370, 400), (530, 400), (450, 500), (390, 570), (510, 570)
+    marks["neutral/002"] = points.tolist()
+    (folder / "landmarks.json").write_text(json.dumps(marks))
+    (folder / "smiling").mkdir(exist_ok=True)
+    Image.fromarray(scene).save(folder / "neutral" / "002.jpg", quality=98)
+    Image.fromarray(np.roll(scene, (12, -8), (0, 1))).save(folder / "smiling" / "002.jpg", quality=98)
+    _, images = portraits.load_people(folder, "test", 64, on_problem=lambda *_: None)
+    (smile,) = portraits.load_smiles(folder, ["neutral/002"], 64, same_frame=True).values()
+    assert (smile[0] - images[0])[:, 16:48, 16:48].abs().mean() < 0.05
