@@ -343,3 +343,15 @@ def test_command_trains_into_a_folder_of_its_own(bank, tmp_path):
         training.main([*argv, "--samples-from=mapping"], registry)
     with pytest.raises(InvalidInputError, match="START:EVERY"):
         training.main([*argv, "--progressive=5"], registry)
+
+
+def test_deformed_faces_are_others_but_smoothly_so():
+    line = torch.linspace(-1, 1, 64)
+    images = torch.stack((line.expand(64, 64), line[:, None].expand(64, 64), torch.zeros(64, 64))).expand(4, -1, -1, -1)
+    moved, again = (training.deformed(images, 0.04, torch.Generator().manual_seed(5)) for _ in range(2))
+    assert torch.equal(moved, again) and moved.shape == images.shape and moved.abs().max() <= 1
+    assert training.deformed(images, 0.0, torch.Generator()) is images
+    assert 0.01 < (moved - images).abs().mean() < 0.2
+    assert not torch.allclose(moved[0], moved[1], atol=0.02)  # each picture its own way
+    steps = moved.diff(dim=3).abs().amax(), images.diff(dim=3).abs().amax()
+    assert steps[0] < 3 * steps[1]  # no tears
