@@ -97,6 +97,7 @@ def trainers(steps: int, scratch: Path) -> dict[str, Callable[[Path, int | None]
         steps=steps,
         sizes=(32, 48),
         side=48,
+        pursuit_size=32,
         faces=3,
         content=3,
         members=2,

@@ -130,7 +130,7 @@ def test_the_bundled_trunk_judges_like_an_eye():
     picture = torch.from_numpy(skimage_data.astronaut().copy()).permute(2, 0, 1)[None].float() / 127.5 - 1
     picture = torch.nn.functional.avg_pool2d(picture[..., :256, 96:352], 2)
     noise = torch.randn(picture.shape, generator=torch.Generator().manual_seed(0))
-    soft = [torch.nn.functional.interpolate(picture, (side, side), mode="area") for side in (96, 64, 32)]
+    soft = [torch.nn.functional.interpolate(picture, (side, side), mode="area") for side in (64, 32, 16)]
     soft = [torch.nn.functional.interpolate(x, (128, 128), mode="bilinear") for x in soft]
     covered = [picture.clone() for _ in range(3)]
     for side, image in zip((12, 32, 64), covered, strict=True):
