@@ -97,7 +97,7 @@ def load_smiles(
             return align_face(photograph, size)
         points = np.array(marks[name])
         neutral = load_image(Path(portraits) / f"{name}.jpg")
-        rigid = register_upper_face(*(_bytes(image) for image in (neutral, photograph)), points)
+        rigid = register_upper_face(_bytes(neutral), _bytes(photograph), points)
         five = points[list(FIVE_OF_189)] @ rigid[:, :2].T + rigid[:, 2]
         return align(photograph, CropTransform.from_landmarks(five, (photograph.shape[2], photograph.shape[3]), size))
 
