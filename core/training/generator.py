@@ -498,5 +498,7 @@ def main(argv: Sequence[str], registry: Registry) -> Path:
         )
         if accelerator.is_main_process:
             registry.save_model(discriminator, folder / "discriminator.safetensors", metadata, torch.float16)
+    if not accelerator.is_main_process:
+        return options.out
     write_sheet(random_faces(generator), folder / "random-faces.png")
     return registry.save_model(generator.eval().requires_grad_(False), options.out, metadata, torch.float16)
