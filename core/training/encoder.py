@@ -35,6 +35,7 @@ from ..encoders import Encoder, EncoderConfig
 from ..errors import GeneratorMismatchError, InvalidInputError
 from ..generator import Generator
 from ..losses import Distance, multiscale_distance
+from ..metrics import psnr
 from .common import (
     Registry,
     RunLog,
@@ -608,7 +609,7 @@ class _Run:
         image = self.morphs.render(codes, generator.resolution)
         passes = self.average(image, generator, iterations=self.settings.iterations, return_all=True)
         drawn = [generator.synthesis(w_plus) for w_plus in passes]
-        found = [psnr(pictures, image).mean().item() for pictures in drawn]
+        found = [psnr(pictures.clamp(-1, 1), image).mean().item() for pictures in drawn]
         logger.info("%s: %s dB on unseen morphs", path.name, ", ".join(f"{value:.2f}" for value in found))
         half = _HELD_OUT // 2
         write_sheet(torch.cat((image[:half], drawn[-1][:half], image[half:], drawn[-1][half:])), path)
@@ -620,11 +621,6 @@ _WEIGHTS = {"adversarial": "w_discriminator"}  # settings that are not named lik
 
 def _channels_last(module: Any) -> Any:
     return module.to(memory_format=torch.channels_last)  # an overload that some versions' stubs leave out
-
-
-def psnr(image: Tensor, target: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio in dB of [B, 3, H, W] in [-1, 1] (peak-to-peak 2), [B]; `image` is clamped first."""
-    return -10 * torch.log10((image.clamp(-1, 1) - target).square().mean(dim=(1, 2, 3)) / 4)
 
 
 def main(argv: Sequence[str], registry: Registry) -> Path:

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from ..errors import InvalidInputError
 from ..generator import MAPPING_LR_MUL, Generator, GeneratorConfig
 from ..losses import Distance
+from ..metrics import psnr
 from .adversarial import AdversarialTraining, Anchor, random_faces
 from .adversarial import train as adversarial_stage
 from .common import (
@@ -193,8 +194,8 @@ def train(
             update_ema(average, nn.ModuleList((model, embedding)), min(settings.ema_decay, (1 + done) / (10 + done)))
             step, done = step + 1, done + 1
             if done % 20 == 0 and accelerator.is_main_process:
-                psnr = -10 * torch.log10((image.detach().clamp(-1, 1) - target).square().mean() / 4)
-                log.write(step=done, resolution=resolution, loss=loss.item(), psnr=psnr.item(), rate=rate)
+                batch_psnr = -10 * torch.log10((image.detach().clamp(-1, 1) - target).square().mean() / 4)
+                log.write(step=done, resolution=resolution, loss=loss.item(), psnr=batch_psnr.item(), rate=rate)
             stop = log.out_of_time() or (max_steps is not None and done >= max_steps)
             if accelerator.is_main_process and (stop or log.checkpoint_due()):
                 save_checkpoint(out / "checkpoint.pt", state())
@@ -371,8 +372,7 @@ def _samples(morphs: MorphModel, average: nn.ModuleList, path: Path, resolution:
     codes = morphs.draw_codes(16, step_generator(12345, 0)).to(generator.w_avg.device)
     target = morphs.render(codes, resolution)
     image = generator.synthesis(generator.broadcast(embedding(codes)), noise="none")
-    psnr = -10 * torch.log10((image.clamp(-1, 1) - target).square().mean(dim=(1, 2, 3)) / 4).mean()
-    logger.info("%s: %.2f dB on unseen morphs", path.name, psnr)
+    logger.info("%s: %.2f dB on unseen morphs", path.name, psnr(image.clamp(-1, 1), target).mean())
     write_sheet(torch.cat((target[:8], image[:8], target[8:], image[8:])), path)
 
 
