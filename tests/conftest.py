@@ -1,5 +1,5 @@
-"""One thread for torch: tiny networks gain nothing from more, and the backward pass of a slim encoder in channels_last has
-crashed inside torch 2.13's CPU kernels with two."""
+"""One thread for torch, for speed: tiny networks gain nothing from more, and threads wait for each other where other
+programs run. No test is known to need it."""
 
 import torch
 

@@ -73,6 +73,7 @@ OFFICIAL_CLASSES = {
     "restyle-psp": "BackboneEncoder",
 }
 _MAX_INPUT = 256  # pixels; larger pictures are brought to this size before the encoder and the losses
+_VECTOR = 16  # float32 numbers in the widest vector register of an x86 processor (AVX-512)
 _HELD_OUT = 16
 _CODES, _Z, _REAL_CODES, _SPREAD, _POOL, _ROWS, _STARTS, _AUGMENT, _DEFORM = range(9)  # streams of random numbers
 _COLUMNS = (
@@ -357,13 +358,14 @@ class _Run:
         self.distance, self.identity, self.augment = distance or multiscale_distance, identity, augment
         self.morphs = morphs.to(device)
         self.embedding = embedding.to(device).requires_grad_(False)
-        self.generator = _channels_last(generator.to(device).eval().requires_grad_(False))
+        self.generator = _laid_out(generator.to(device).eval().requires_grad_(False), torch.channels_last)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(settings.seed)
             encoder = Encoder(encoder_config(generator, settings))
             self.adversary = self._new_adversary(device)
         encoder.set_latent_avg(generator.w_avg)
-        self.encoder = _channels_last(encoder.to(device).train())
+        self.layout = _fast_layout(encoder, device)
+        self.encoder = _laid_out(encoder.to(device).train(), self.layout)
         self.average = copy.deepcopy(self.encoder).eval().requires_grad_(False)
         adam = torch.optim.Adam(self.encoder.parameters(), lr=settings.learning_rate, betas=(0.9, 0.99))
         self.optimiser = accelerator.prepare_optimizer(adam, device_placement=False)
@@ -478,7 +480,7 @@ class _Run:
         if samples:
             with self.accelerator.autocast():
                 images.append(self.generator.synthesis(self.generator.broadcast(w[len(w) - samples :])).float())
-        image = self.encoder.resize(torch.cat(images)).contiguous(memory_format=torch.channels_last)
+        image = self.encoder.resize(torch.cat(images)).contiguous(memory_format=self.layout)
         return _Batch(image, self._augmented(image), w[:, None])
 
     def _known_w(self, count: int, code_stream: int, z_stream: int) -> Tensor:
@@ -599,7 +601,7 @@ class _Run:
                 for block in list(encoder.encoder.styles)[stage + 1 :]:
                     cast(Any, block).linear.weight.zero_()
                     cast(Any, block).linear.bias.zero_()
-        return cast(Encoder, cast(Any, encoder).to(memory_format=torch.contiguous_format))
+        return cast(Encoder, _laid_out(encoder, torch.contiguous_format))
 
     @torch.no_grad()
     def samples(self, path: Path) -> list[float]:
@@ -619,8 +621,26 @@ class _Run:
 _WEIGHTS = {"adversarial": "w_discriminator"}  # settings that are not named like their loss
 
 
-def _channels_last(module: Any) -> Any:
-    return module.to(memory_format=torch.channels_last)  # an overload that some versions' stubs leave out
+def _laid_out(module: Any, layout: torch.memory_format) -> Any:
+    return module.to(memory_format=layout)  # an overload that some versions' stubs leave out
+
+
+def _fast_layout(encoder: Encoder, device: torch.device) -> torch.memory_format:
+    """Channels last, except for encoders whose training it would crash.
+
+    torch's CPU convolutions (oneDNN, https://github.com/uxlfoundation/oneDNN/issues/6035) write past their scratch
+    memory in the weight gradient of a strided 1x1 convolution, as the shortcuts of the trunk are, if it is in channels
+    last and takes fewer channels than a vector register holds. Other tensors are overwritten: wrong gradients, a hang
+    or a crash. How often depends on threads, batch and size; one thread is no protection. Seen in torch 2.13.
+    """
+    narrow = any(
+        isinstance(module, nn.Conv2d)
+        and module.kernel_size == (1, 1)
+        and module.stride != (1, 1)
+        and module.in_channels < _VECTOR
+        for module in encoder.modules()
+    )
+    return torch.contiguous_format if narrow and device.type == "cpu" else torch.channels_last
 
 
 def main(argv: Sequence[str], registry: Registry) -> Path:

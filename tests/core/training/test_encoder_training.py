@@ -1,11 +1,15 @@
 """The encoder trainer: the papers' loops and losses, data with a known w, exact resumption, starts from other encoders."""
 
 import dataclasses
+import os
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from gan_inversion.core.encoders import Encoder
 from gan_inversion.core.errors import GeneratorMismatchError, InvalidInputError
@@ -94,6 +98,54 @@ def test_a_run_that_was_stopped_ends_in_the_same_weights(bank, drawn, tmp_path, 
     assert straight.config.encoder_type == training.OFFICIAL_CLASSES[encoder_type]
     assert straight.config.architecture == encoder_type
     assert not any(parameter.requires_grad for parameter in straight.parameters()) and not straight.training
+
+
+NARROW_RUN = """
+import sys
+
+import torch
+
+from gan_inversion.core.generator import Generator, GeneratorConfig
+from gan_inversion.core.training.common import make_accelerator
+from gan_inversion.core.training.encoder import EncoderTraining, _Run
+from gan_inversion.core.training.generator import CodeEmbedding
+from gan_inversion.core.training.morphs import MorphModel
+
+torch.set_num_threads(2)
+bank = MorphModel.load(sys.argv[1])
+generator = Generator(GeneratorConfig(128, (4,) * 6, 16, 16, 2))
+settings = EncoderTraining(
+    stem=4, widths=(16, 32, 48), units=(1, 1, 1), style_channels=8, code_steps=3, image_steps=1, batch=5
+)
+run = _Run(bank, generator, CodeEmbedding(bank.code_dim, 16), settings, make_accelerator(), None, None, None)
+for _ in range(settings.total):
+    run.one_step()
+print("trained")
+"""
+
+
+def test_two_threads_train_a_narrow_encoder(bank, tmp_path):
+    """In channels last this overwrites memory and ends the process, see `_fast_layout`: so in a process of its own."""
+    bank.save(tmp_path / "morphs.safetensors")
+    command = [sys.executable, "-c", NARROW_RUN, str(tmp_path / "morphs.safetensors")]
+    environment = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE"}  # else the threads are slow where others work too
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
+    assert (done.returncode, done.stdout) == (0, "trained\n"), done.stderr
+
+
+@pytest.mark.parametrize("encoder_type", ["e4e", "restyle-psp"])
+@pytest.mark.parametrize(("stem", "layout"), [(8, torch.contiguous_format), (16, torch.channels_last)])
+def test_only_narrow_encoders_go_without_channels_last(bank, drawn, encoder_type, stem, layout):
+    chosen = settings(encoder_type, stem=stem, widths=(16, 32, 48), code_steps=1)
+    run = new_run(bank, drawn, chosen, augment=patch)
+    seen = []
+    for module in run.encoder.modules():
+        if isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1) and module.stride == (2, 2):
+            module.register_forward_hook(lambda _, given, made: seen.extend((*given, made)))
+    for _ in range(2):  # one of each stage
+        run.one_step()
+    assert len(seen) >= 8
+    assert all(tensor.is_contiguous(memory_format=layout) for tensor in seen)
 
 
 def learn_one_batch(run, steps=25):
