@@ -1,0 +1,62 @@
+"""Every shipped workflow, and what runs again when something in it is changed."""
+
+import copy
+
+import pytest
+
+from .conftest import ROOT
+from .server import kinds_run, the
+from .workflows import edited, sampled
+
+NAMES = sorted(path.stem for path in (ROOT / "workflows" / "api").glob("*.json"))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_template_runs(server, template, name):
+    workflow = template(name)
+    done = server.run(workflow)
+    saved = [key for key, node in workflow.items() if node["class_type"] == "SaveImage"]
+    assert saved, "a template saves its result"
+    for key in saved:
+        assert all(pixels.std() > 10 for pixels in server.pictures(done, key))
+
+
+def test_moving_the_slider_leaves_the_encoder_alone(server, template):
+    workflow = template("edit_portrait")
+    first = server.run(workflow)
+    changed = copy.deepcopy(workflow)
+    slider = the(workflow, "GANInversionApplyDirection")
+    changed[slider]["inputs"]["strength"] = workflow[slider]["inputs"]["strength"] + 0.5
+    second = server.run(changed)
+    assert kinds_run(changed, second) == {"ApplyDirection", "Render", "PasteBack", "SaveImage", "PreviewImage"}
+    save = the(workflow, "SaveImage")
+    before, after = (server.pictures(done, save)[0] for done in (first, second))
+    assert before.shape == after.shape and (before != after).any()
+
+
+def test_the_slider_moved_back_gives_the_first_picture_again(server):
+    first, away, back = (server.run(edited(strength=strength)) for strength in (1.5, -1.5, 1.5))
+    assert "Encode" not in kinds_run(edited(), away) | kinds_run(edited(), back)
+    one, other, again = (server.pictures(done, "save")[0] for done in (first, away, back))
+    assert (one != other).any() and (one == again).all()
+
+
+def test_nothing_runs_again_when_nothing_changed(server):
+    workflow = edited(strength=0.7)
+    server.run(workflow)
+    assert not kinds_run(workflow, server.run(workflow))
+
+
+def test_a_new_photograph_leaves_the_models_alone(server):
+    server.run(edited())
+    photo = server.base / "input" / "photo.png"
+    (server.base / "input" / "turned.png").write_bytes(photo.read_bytes())
+    changed = edited("turned.png")
+    assert not {"LoadStyleGAN", "LoadEncoder", "LoadDirection"} & kinds_run(changed, server.run(changed))
+
+
+def test_another_seed_runs_only_what_follows(server):
+    first, second = (server.run(sampled(seed=seed)) for seed in (11, 12))
+    assert kinds_run(sampled(), second) == {"Sample", "Render", "SaveImage"}
+    assert (server.pictures(first, "save")[0] != server.pictures(second, "save")[0]).any()
+    assert (server.pictures(server.run(sampled(seed=11)), "save")[0] == server.pictures(first, "save")[0]).all()
