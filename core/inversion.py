@@ -65,6 +65,22 @@ class Modulation:
                 changed[name] = {key: function(tensor) for key, tensor in value.items()}
         return dataclasses.replace(self, **changed)  # type: ignore[type-var]
 
+    def without_effect(self) -> Modulation:
+        """The same modulation with values that change nothing: for the images of a batch that have none."""
+        return self.map_tensors(torch.zeros_like)
+
+    @classmethod
+    def batch(cls, modulations: Sequence[Modulation]) -> Modulation:
+        """One modulation from several of this class, whose tensors are put one after another along the batch."""
+        joined: dict[str, Any] = {}
+        for name, value in _fields(modulations[0]).items():
+            values = [getattr(modulation, name) for modulation in modulations]
+            if isinstance(value, Tensor):
+                joined[name] = torch.cat(values)
+            elif isinstance(value, dict):
+                joined[name] = {key: torch.cat([v[key] for v in values]) for key in value}
+        return dataclasses.replace(modulations[0], **joined)  # type: ignore[type-var]
+
 
 @dataclass(frozen=True)
 class WeightOffset(Modulation):
@@ -82,6 +98,8 @@ class FeatureOffset(Modulation):
     """Adds an offset to the features that leave a block, inside a region (SAM, section "multilayer").
 
     Under an edit the region keeps its unedited features, so that the edit acts only on what lies behind this layer.
+    Upstream, an edit of no strength changes the picture where the mask is soft (the offset counts with the mask squared
+    there); here it counts once, edited or not. The same where the mask is 0 or 1.
     """
 
     kind: ClassVar[str] = "feature-offset"
@@ -93,7 +111,8 @@ class FeatureOffset(Modulation):
         def change(x: Tensor) -> Tensor:
             if context.edited:
                 kept = context.unedited_features(f"block{self.resolution}")
-                return torch.lerp(x, kept, self.mask)
+                added = self.offset * self.mask
+                return torch.lerp(x, kept - added, self.mask) + added
             return x + self.offset * self.mask
 
         return SynthesisHooks(after_block={self.resolution: change})
@@ -105,19 +124,24 @@ class FeatureOverride(Modulation):
 
     kind: ClassVar[str] = "feature-override"
     resolution: int
-    features: Tensor  # [B, C, r, r]
+    features: Tensor  # [B, C, r, r]; float16 is enough and halves the file
     in_domain: Tensor  # [B, 1, r, r], 1 where the generator's own features stay
 
     def hooks(self, context: RenderContext) -> SynthesisHooks:
-        return SynthesisHooks(after_block={self.resolution: lambda x: torch.lerp(self.features, x, self.in_domain)})
+        def change(x: Tensor) -> Tensor:
+            return torch.lerp(self.features.to(x.dtype), x, self.in_domain.to(x.dtype))
+
+        return SynthesisHooks(after_block={self.resolution: change})
+
+    def without_effect(self) -> Modulation:
+        return dataclasses.replace(self, in_domain=torch.ones_like(self.in_domain))
 
 
 @dataclass(frozen=True)
 class FeatureWarp(Modulation):
     """Moves the up-convolution's output by a flow where a mask says so, before noise and bias (SAMM).
 
-    The sampling grid spans linspace(-1, 1, r) while grid_sample runs with align_corners False and zero padding: the
-    slight zoom and dark border this causes are part of the method's reference implementation.
+    See `warp_features` for a trap in the sampling grid.
     """
 
     kind: ClassVar[str] = "feature-warp"
@@ -127,13 +151,22 @@ class FeatureWarp(Modulation):
 
     def hooks(self, context: RenderContext) -> SynthesisHooks:
         def change(x: Tensor) -> Tensor:
-            line = torch.linspace(-1, 1, x.shape[-1], device=x.device)
-            y, xs = torch.meshgrid(line, line, indexing="ij")
-            grid = torch.stack((xs, y), dim=-1) + self.flow.permute(0, 2, 3, 1)
-            warped = F.grid_sample(x, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+            warped = warp_features(x, self.flow)
             return torch.lerp(x, warped, self.mask)
 
         return SynthesisHooks(after_upconv={self.resolution: change})
+
+
+def warp_features(x: Tensor, flow: Tensor) -> Tensor:
+    """Samples x [B, C, r, r] at the flow [B, 2, r, r] (x, y) in normalised units; zeros outside.
+
+    The grid spans linspace(-1, 1, r) while align_corners is False, so that no flow at all already zooms slightly and
+    halves the rim: part of SAMM's reference implementation.
+    """
+    line = torch.linspace(-1, 1, x.shape[-1], device=x.device)
+    y, xs = torch.meshgrid(line, line, indexing="ij")
+    grid = torch.stack((xs, y), dim=-1) + flow.permute(0, 2, 3, 1)
+    return F.grid_sample(x, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
 
 
 @dataclass(frozen=True)
@@ -351,13 +384,14 @@ def _synthesize(
         hooks.append(SynthesisHooks(style=styles))
     synthesis = inversion.generator.synthesis
     options = {"noise": noise, "hooks": combine_hooks(hooks), "taps": taps, "dtype": dtype}
-    weights = _tuned_weights(inversion)
+    weights = tuned_weights(inversion)
     if not weights:
         return synthesis(w_plus, **options)
     return torch.func.functional_call(synthesis, weights, (w_plus,), options, strict=False)
 
 
-def _tuned_weights(inversion: Inversion) -> dict[str, Tensor]:
+def tuned_weights(inversion: Inversion) -> dict[str, Tensor]:
+    """Synthesis parameters with the weight offsets of an inversion of batch 1 added; those without any are absent."""
     base = dict(inversion.generator.synthesis.named_parameters())
     tuned: dict[str, Tensor] = {}
     for modulation in inversion.modulations:

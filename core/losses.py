@@ -6,17 +6,21 @@ backbone weights found by the caller, so that nothing is downloaded behind the u
 
 from __future__ import annotations
 
+import copy
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from .errors import InvalidInputError, MissingPackageError
 
 _LPIPS_NETS = ("vgg", "alex")
+_LPIPS_EPSILON = 1e-10  # of the package's unit length
+_TINY = 1e-20  # keeps the gradient finite where no channel is active
 Distance = Callable[[Tensor, Tensor], Tensor]  # two [B, 3, H, W] in [-1, 1] -> [B]
 
 
@@ -38,7 +42,64 @@ def multiscale_distance(image: Tensor, target: Tensor, levels: int = 4) -> Tenso
     return total / used
 
 
-def lpips_distance(net: str, backbone: Mapping[str, Tensor], size: int | None = None) -> Distance:
+class LayeredDistance:
+    """A `Distance` of network features, whose terms can be looked at layer by layer and position by position.
+
+    Subclasses give `features` and `maps`. Where one image stays the same, compute its features once.
+    """
+
+    name = "perceptual"
+    target_gradient = False  # whether calls also differentiate in the second image
+    size: int | None = None  # larger images are area-downsampled to this side first, in pixels
+
+    def at_size(self, size: int | None) -> LayeredDistance:
+        """The same distance, with the same network, at another size; None compares at full size."""
+        other = copy.copy(self)
+        other.size = size
+        return other
+
+    def features(self, image: Tensor) -> list[Tensor]:
+        """[B, 3, H, W] in [-1, 1] -> one [B, C, h, w] for each layer."""
+        raise NotImplementedError
+
+    def maps(self, found: Sequence[Tensor], wanted: Sequence[Tensor]) -> list[Tensor]:
+        """Weighted squared differences of two lists of features, one [B, 1, h, w] for each layer."""
+        raise NotImplementedError
+
+    def between(self, found: Sequence[Tensor], wanted: Sequence[Tensor]) -> Tensor:
+        """The distance [B] of two lists of features: the means of the maps, summed over layers."""
+        return torch.stack([layer.mean(dim=(1, 2, 3)) for layer in self.maps(found, wanted)]).sum(dim=0)
+
+    def __call__(self, image: Tensor, target: Tensor) -> Tensor:
+        """Distance [B] of two [B, 3, H, W] in [-1, 1]."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.target_gradient):
+            wanted = self.features(target)
+        return self.between(self.features(image), wanted)
+
+
+class LpipsDistance(LayeredDistance):
+    """LPIPS v0.1; see `lpips_distance`."""
+
+    target_gradient = True
+
+    def __init__(self, model: nn.Module, name: str, size: int | None) -> None:
+        self.model, self.name, self.size = model, name, size
+
+    def features(self, image: Tensor) -> list[Tensor]:
+        """Taps of the backbone, of unit length over channels."""
+        model: Any = self.model.to(image.device)
+        if self.size is not None and image.shape[-1] > self.size:
+            image = F.interpolate(image, size=(self.size, self.size), mode="area")
+        taps = model.net(model.scaling_layer(image))
+        return [tap / ((tap.square().sum(dim=1, keepdim=True) + _TINY).sqrt() + _LPIPS_EPSILON) for tap in taps]
+
+    def maps(self, found: Sequence[Tensor], wanted: Sequence[Tensor]) -> list[Tensor]:
+        """Five maps, finest first, weighted by the linear heads."""
+        lins: Any = self.model.lins
+        return [lin((a - b).square()) for lin, a, b in zip(lins, found, wanted, strict=True)]
+
+
+def lpips_distance(net: str, backbone: Mapping[str, Tensor], size: int | None = None) -> LpipsDistance:
     """LPIPS v0.1 with the given backbone weights.
 
     Args:
@@ -47,7 +108,7 @@ def lpips_distance(net: str, backbone: Mapping[str, Tensor], size: int | None = 
         size: area-downsample both images to this size first (256 in most papers); None compares at full size.
 
     Returns:
-        Function of two [B, 3, H, W] in [-1, 1] giving [B].
+        Function of two [B, 3, H, W] in [-1, 1] giving [B], with its layers.
 
     Raises:
         InvalidInputError: `backbone` is not that network.
@@ -70,14 +131,7 @@ def lpips_distance(net: str, backbone: Mapping[str, Tensor], size: int | None = 
         model.net.load_state_dict({name: backbone[key] for name, key in slices.items()})
     except RuntimeError as error:  # other shapes
         raise InvalidInputError(f"LPIPS backbone for {net!r}: {error}. Expected torchvision's weights.") from error
-
-    def distance(image: Tensor, target: Tensor) -> Tensor:
-        model.to(image.device)
-        if size is not None and image.shape[-1] > size:
-            image, target = (F.interpolate(x, size=(size, size), mode="area") for x in (image, target))
-        return model(image, target).flatten()
-
-    return distance
+    return LpipsDistance(model, f"lpips-{net}", size)
 
 
 def import_lpips() -> ModuleType:

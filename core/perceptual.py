@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .errors import InvalidInputError, UnsupportedModelError
-from .losses import Distance
+from .losses import LayeredDistance
 
 TAPS = 5
 MIN_SIZE = 32
@@ -108,9 +108,40 @@ def tap_distance(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> Tensor:
     return torch.stack(distances).sum(dim=0)
 
 
+class TrunkDistance(LayeredDistance):
+    """Perceptual distance by a network's features; see `trunk_distance`."""
+
+    name = "trunk"
+
+    def __init__(self, trunk: Callable[[Tensor], list[Tensor]], size: int | None, target_gradient: bool) -> None:
+        self.trunk, self.size, self.target_gradient = trunk, size, target_gradient
+
+    def features(self, image: Tensor) -> list[Tensor]:
+        """Weighted taps of the trunk."""
+        if isinstance(self.trunk, nn.Module):
+            self.trunk.to(image.device)
+        longest = max(image.shape[2:])
+        if self.size is not None and longest > self.size:
+            height, width = (max(1, round(side * self.size / longest)) for side in image.shape[2:])
+            image = F.interpolate(image, size=(height, width), mode="area")
+        return self.trunk(image)
+
+    def maps(self, found: Sequence[Tensor], wanted: Sequence[Tensor]) -> list[Tensor]:
+        """One map for each tap, finest first."""
+        return [(a - b).square().sum(dim=1, keepdim=True) for a, b in zip(found, wanted, strict=True)]
+
+    def __call__(self, image: Tensor, target: Tensor) -> Tensor:
+        """Distance [B] of two [B, 3, H, W] in [-1, 1]. Raises InvalidInputError where their sides differ."""
+        if image.shape[1:] != target.shape[1:]:
+            raise InvalidInputError(
+                f"Perceptual distance of images {tuple(image.shape)} and {tuple(target.shape)}: expected equal sides."
+            )
+        return super().__call__(image, target)
+
+
 def trunk_distance(
     trunk: Callable[[Tensor], list[Tensor]], *, size: int | None = None, target_gradient: bool = False
-) -> Distance:
+) -> TrunkDistance:
     """Perceptual distance by a network's features.
 
     Args:
@@ -120,22 +151,7 @@ def trunk_distance(
         target_gradient: also differentiate in the second image.
 
     Returns:
-        Function of two [B, 3, H, W] in [-1, 1] giving [B]; it raises InvalidInputError where their sides differ.
+        Function of two [B, 3, H, W] in [-1, 1] giving [B], with its layers; it raises InvalidInputError where their
+        sides differ.
     """
-
-    def distance(image: Tensor, target: Tensor) -> Tensor:
-        if image.shape[1:] != target.shape[1:]:
-            raise InvalidInputError(
-                f"Perceptual distance of images {tuple(image.shape)} and {tuple(target.shape)}: expected equal sides."
-            )
-        if isinstance(trunk, nn.Module):
-            trunk.to(image.device)
-        longest = max(image.shape[2:])
-        if size is not None and longest > size:
-            height, width = (max(1, round(side * size / longest)) for side in image.shape[2:])
-            image, target = (F.interpolate(x, size=(height, width), mode="area") for x in (image, target))
-        with torch.set_grad_enabled(torch.is_grad_enabled() and target_gradient):
-            wanted = trunk(target)
-        return tap_distance(trunk(image), wanted)
-
-    return distance
+    return TrunkDistance(trunk, size, target_gradient)

@@ -12,7 +12,6 @@ towards the mean code that can be switched off.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -22,8 +21,7 @@ from .errors import InvalidInputError
 from .generator import Generator
 from .inversion import Inversion
 from .losses import Distance, multiscale_distance, noise_regularization, require_finite
-
-Progress = Callable[[int, int, Tensor | None], None]  # step, steps, preview [1, 3, H, W] every few steps
+from .refinement import Progress, Steps
 
 
 @dataclass(frozen=True)
@@ -43,6 +41,8 @@ class ProjectionConfig:
     spread_weight: float = 0.002  # pull of the rows of w_plus towards one another
     optimise_noise: bool = False  # helps the code past unexplained texture; the maps found are dropped, as PTI does
     noise_weight: float = 1e5
+    keep_best: bool = True  # False: the last step's code, as upstream
+    seconds: float | None = None  # for the batch
     preview_every: int = 10
     samples: int = 1000  # of w, for its mean and spread
     seed: int = 0
@@ -78,7 +78,8 @@ def project(
         config: settings.
         start: [B, num_ws, w_dim] or [1, num_ws, w_dim] to begin from (an encoder's code); None is the mean code.
         distance: perceptual or other distance between two batches, [B].
-        progress: called after each step; what it raises ends the optimisation.
+        progress: called after each step; `StopOptimisation` ends it with the best code so far, what else it raises
+            ends everything.
 
     Returns:
         An inversion without modulations; the best code of each image by the loss without exploration noise.
@@ -87,6 +88,19 @@ def project(
         InvalidInputError: wrong size.
         NotFiniteError: an image holds NaN, or the optimisation diverged; names the images.
     """
+    return project_with_noise(image, generator, config, start=start, distance=distance, progress=progress)[0]
+
+
+def project_with_noise(
+    image: Tensor,
+    generator: Generator,
+    config: ProjectionConfig = ProjectionConfig(),
+    *,
+    start: Tensor | None = None,
+    distance: Distance = multiscale_distance,
+    progress: Progress | None = None,
+) -> tuple[Inversion, list[Tensor]]:
+    """`project`, and the noise maps that go with its codes, [1 or B, 1, r, r] each: stored ones, or those optimised."""
     size = (3, generator.resolution, generator.resolution)
     if image.ndim != 4 or tuple(image.shape[1:]) != size:
         raise InvalidInputError(
@@ -104,7 +118,7 @@ def _optimise(
     start: Tensor | None,
     distance: Distance,
     progress: Progress | None,
-) -> Inversion:
+) -> tuple[Inversion, list[Tensor]]:
     rows = 1 if config.space == "w" else generator.num_ws
     centre, spread = w_statistics(generator, config.samples, config.seed)
     begin = centre.expand(len(image), generator.num_ws, -1) if start is None else start.detach().clone().to(image)
@@ -118,14 +132,16 @@ def _optimise(
     w = begin.clone().requires_grad_(True)
     noises = [noise.clone() for noise in generator.synthesis.stored_noise()]
     parameters = [w]
+    random = torch.Generator().manual_seed(config.seed)
     if config.optimise_noise:
-        noises = [torch.randn_like(n).expand(len(image), -1, -1, -1).clone().requires_grad_(True) for n in noises]
+        shapes = [(len(image), *noise.shape[1:]) for noise in noises]
+        noises = [torch.randn(shape, generator=random).to(image).requires_grad_(True) for shape in shapes]
         parameters += noises
     optimiser = torch.optim.Adam(parameters, lr=config.learning_rate)
-    random = torch.Generator().manual_seed(config.seed)
     best_loss = torch.full((len(image),), math.inf, device=image.device)
-    best = w.detach().clone()
-    for step in range(config.steps):
+    best, best_noises = w.detach().clone(), [noise.detach().clone() for noise in noises]
+    steps = Steps(config.steps, progress, seconds=config.seconds, preview_every=config.preview_every)
+    for step in steps:
         done = step / config.steps
         optimiser.param_groups[0]["lr"] = config.learning_rate * float(spread) * _ramp(done, config)
         explore = config.exploration * max(0.0, 1 - done / config.exploration_end) ** 2 if start is None else 0.0
@@ -141,10 +157,14 @@ def _optimise(
         total = loss.sum()
         if config.optimise_noise:
             total = total + config.noise_weight * noise_regularization(noises)
-        if explore == 0.0 or step == 0:
-            better = loss.detach() < best_loss
+        if explore == 0.0 or step == 0 or not config.keep_best:
+            better = (loss.detach() < best_loss) | (not config.keep_best)
             best_loss = torch.where(better, loss.detach(), best_loss)
             best = torch.where(better[:, None, None], w.detach(), best)
+            if config.optimise_noise:
+                better = better[:, None, None, None]
+                pairs = zip(noises, best_noises, strict=True)
+                best_noises = [torch.where(better, noise.detach(), kept) for noise, kept in pairs]
         optimiser.zero_grad(set_to_none=True)
         total.backward()
         optimiser.step()
@@ -152,12 +172,10 @@ def _optimise(
             with torch.no_grad():
                 for noise in noises:
                     noise.sub_(noise.mean(dim=(1, 2, 3), keepdim=True)).div_(noise.std(dim=(1, 2, 3), keepdim=True))
-        if progress is not None:
-            preview = drawn[:1].detach() if step % config.preview_every == 0 or step == config.steps - 1 else None
-            progress(step + 1, config.steps, preview)
+        steps.done(drawn)
     w_plus = best.expand(-1, generator.num_ws, -1).contiguous()
-    info = {"method": f"projection ({config.space})", "steps": str(config.steps)}
-    return Inversion(image, w_plus, generator, info=info)
+    info = {"method": f"projection ({config.space})", "steps": str(steps.made)}
+    return Inversion(image, w_plus, generator, info=info), best_noises
 
 
 def _ramp(done: float, config: ProjectionConfig) -> float:

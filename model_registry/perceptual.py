@@ -2,23 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
-from ..core.errors import InvalidInputError, UnsupportedModelError
+from ..core.errors import InvalidInputError, MissingPackageError, ModelNotFoundError, UnsupportedModelError
 from ..core.perceptual import trunk_distance
-from . import hub
+from . import catalogue, hub
 from .loading import load_model
 from .reading import read_weights
 
 if TYPE_CHECKING:
-    from ..core.losses import Distance
+    from ..core.losses import LayeredDistance
 
-_BACKBONES = {"lpips-vgg": ("vgg", "vgg16")}  # name -> (network of the lpips package, catalogue id of its backbone)
+logger = logging.getLogger(__name__)
+
+_BACKBONES = {"lpips-vgg": ("vgg", "vgg16"), "lpips-alex": ("alex", "alexnet")}  # name -> (network of the lpips package, catalogue id of its backbone)
 _TRUNKS = {"portraits-perceptual": Path(__file__).with_name("bundled") / "portraits-perceptual.safetensors"}
+
+
+BUNDLED_DISTANCE = "portraits-perceptual"
+
+
+def available_distance(wanted: Sequence[str] = ("lpips-alex", "lpips-vgg"), *, size: int | None = 256) -> LayeredDistance:
+    """The first of these distances that this machine can use without a download, or else the bundled one.
+
+    The `name` of the distance says which it is. Errors as of `perceptual_distance`, but for weights and packages that
+    are not there.
+    """
+    for name in wanted:
+        try:
+            _, model_id = _BACKBONES[name]
+            path, problem = catalogue.locate(catalogue.find(model_id), verify=False)
+            if path is not None and problem is None:
+                return perceptual_distance(name, size=size)
+        except (ModelNotFoundError, MissingPackageError) as error:
+            logger.info("%s is not used: %s", name, error)
+    return perceptual_distance(BUNDLED_DISTANCE, size=size)
 
 
 def perceptual_distance(
@@ -27,12 +50,13 @@ def perceptual_distance(
     size: int | None = 256,
     progress: Callable[[int, int | None], None] | None = None,
     check_interrupt: Callable[[], None] | None = None,
-) -> Distance:
+) -> LayeredDistance:
     """A learned image distance, for `core.projection.project` and for measuring.
 
     Args:
         name: "lpips-vgg": LPIPS v0.1 (Zhang et al. 2018) on VGG16, whose 553 MB are downloaded at first use. The
-            linear heads come with the `lpips` package. "portraits-perceptual": the bundled `core.perceptual.PerceptualTrunk`,
+            linear heads come with the `lpips` package. "lpips-alex": the same on AlexNet, whose file has to be put into a
+            model folder by hand. "portraits-perceptual": the bundled `core.perceptual.PerceptualTrunk`,
             a stand-in that needs no download and no package; its values are no LPIPS scores.
         size: larger images are area-downsampled to this side first, in pixels; None compares at full size.
         progress: called with (bytes done, bytes in all or None) during a download.
@@ -52,7 +76,9 @@ def perceptual_distance(
 
     if name in _TRUNKS:
         trunk = load_model(_TRUNKS[name], architecture="perceptual", check_interrupt=check_interrupt).module
-        return trunk_distance(trunk, size=size)
+        distance = trunk_distance(trunk, size=size)
+        distance.name = name
+        return distance
     if name not in _BACKBONES:
         raise InvalidInputError(
             f"No perceptual distance {name!r}: expected one of {', '.join((*_BACKBONES, *_TRUNKS))}."

@@ -691,7 +691,7 @@ def main(argv: Sequence[str], registry: Registry) -> Path:
             "--samples-from mapping: a generator run has no fitted mapping network. Give the finished model as "
             "--generator FILE."
         )
-    distance = None
+    distance: Distance | None = None
     if options.trunk is not None:
         from .trunk import SqueezeNetTrunk, trunk_distance
 
