@@ -127,8 +127,12 @@ class Trunk(nn.Module):
 
     def stages(self, x: Tensor) -> list[Tensor]:
         """[B, input_channels, H, W] -> every stage's output, largest first: [B, widths[s], H/2^(s+1), W/2^(s+1)]."""
+        return self.maps(x)[1:]
+
+    def maps(self, x: Tensor) -> list[Tensor]:
+        """The stem's output [B, stem, H, W] (ResNet34: H/2, W/2), then those of `stages`."""
         x = self.input_layer(x) if self.backbone == IR_SE50 else self.relu(self.bn1(self.conv1(x)))
-        outputs = []
+        outputs = [x]
         for index, unit in enumerate(self.body):
             x = unit(x)
             if index in self.stage_ends:

@@ -14,6 +14,7 @@ error, where the official ReStyle loader passes over it.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -183,11 +184,7 @@ class Encoder(nn.Module):
             if self.config.start_from_latent_avg:
                 codes = codes + self.latent_avg
             return [codes] if return_all else codes
-        if generator is None:
-            raise InvalidInputError(
-                f"This {self.config.architecture} encoder corrects its own reconstruction and needs the generator it "
-                "was trained for: call encoder(image, generator=G, iterations=5)."
-            )
+        generator = self._required(generator)
         if iterations < 1:
             raise InvalidInputError(f"iterations={iterations}: expected 1 or more.")
         codes = self.latent_avg.expand(x.shape[0], -1, -1)
@@ -199,6 +196,26 @@ class Encoder(nn.Module):
             codes = self.step(x, drawn, codes)
             passes.append(codes)
         return passes if return_all else codes
+
+    def features(self, image: Tensor, generator: Generator | None = None, iterations: int = 5) -> list[Tensor]:
+        """The trunk's maps of aligned images (SAMM compares them with the generator's); ReStyle's are of its last pass.
+
+        Args: as in `forward`, whose result they do not change.
+
+        Returns:
+            The stem's output and those of all stages but the last: an IR-SE50 of S pixels gives [B, stem, S, S],
+            [B, widths[0], S/2, S/2], [B, widths[1], S/4, S/4], ...; the stem of a ResNet34 has S/2 too.
+
+        Raises:
+            InvalidInputError, GeneratorMismatchError: as in `forward`.
+        """
+        x = self.resize(image)
+        if self.config.is_restyle:
+            codes = self.latent_avg.expand(x.shape[0], -1, -1)
+            if iterations != 1:
+                codes = cast(Tensor, self.forward(image, generator, iterations - 1))
+            x = torch.cat((x, self.draw(codes, self._required(generator))), dim=1)
+        return self.encoder.maps(x)[:-1]
 
     def resize(self, image: Tensor) -> Tensor:
         """Brings images to the trunk's input size, as PIL's antialiased bilinear filter would.
@@ -240,6 +257,14 @@ class Encoder(nn.Module):
         height, width = self.config.input_size
         margin = side * (width - height) // (2 * width)
         return slice(margin, side - margin)
+
+    def _required(self, generator: Generator | None) -> Generator:
+        if generator is None:
+            raise InvalidInputError(
+                f"This {self.config.architecture} encoder corrects its own reconstruction and needs the generator it "
+                "was trained for: call encoder(image, generator=G, iterations=5)."
+            )
+        return generator
 
     def _check_generator(self, generator: Generator) -> None:
         found = (generator.num_ws, generator.config.w_dim)

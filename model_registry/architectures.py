@@ -21,9 +21,12 @@ from ..core.encoders import Encoder, EncoderConfig, build_encoder, detect_archit
 from ..core.errors import InvalidInputError, UnsupportedModelError
 from ..core.generator import Generator, GeneratorConfig
 from ..core.identity import IdentityConfig, IdentityNet
+from ..core.invertibility import InvertibilityConfig, InvertibilityNet
+from ..core.parsing import FaceParser, FaceParserConfig
 from ..core.perceptual import PerceptualTrunk, PerceptualTrunkConfig
+from ..core.samm import Samm, SammConfig
 from ..core.skeleton import skeleton
-from .layouts import FORMAT, CanonicalState, decoder_state, is_discriminator
+from .layouts import FORMAT, SAMM_KEY, CanonicalState, decoder_state, is_discriminator
 
 logger = logging.getLogger(__name__)
 
@@ -244,6 +247,38 @@ def build_perceptual(state: CanonicalState) -> PerceptualTrunk:
     return module
 
 
+def build_face_parser(state: CanonicalState) -> FaceParser:
+    """A face parser that uses the given tensors themselves."""
+    tensors = dict(state.tensors)
+    config = FaceParserConfig.from_state_dict(tensors, state.options.get("classes"), state.options.get("size"))
+    with skeleton():
+        module = FaceParser(config)
+    for name in module.state_dict():
+        if name.endswith(".num_batches_tracked"):  # no number of the network: torch before 0.4.1 did not write it
+            tensors.setdefault(name, torch.zeros((), dtype=torch.long))
+    assign(module, tensors)
+    return module
+
+
+def build_invertibility(state: CanonicalState) -> InvertibilityNet:
+    """An invertibility predictor that uses the given tensors themselves."""
+    config = InvertibilityConfig.from_state_dict(state.tensors, state.options.get("domain"))
+    with skeleton():
+        module = InvertibilityNet(config)
+    assign(module, state.tensors)
+    return module
+
+
+def build_samm(state: CanonicalState) -> Samm:
+    """A SAMM network that uses the given tensors themselves; an official file has the official scale and levels."""
+    known = ("resolutions", "warp_scale", "iterations", "domain")
+    config = SammConfig.from_state_dict(state.tensors, **{name: state.options.get(name) for name in known})
+    with skeleton():
+        module = Samm(config)
+    assign(module, state.tensors)
+    return module
+
+
 ARCHITECTURES: tuple[Architecture, ...] = (
     Architecture(
         "stylegan3",
@@ -274,6 +309,24 @@ ARCHITECTURES: tuple[Architecture, ...] = (
         "perceptual trunks",
         lambda state: {"convs.0.weight", "scales.0"} <= state.tensors.keys(),
         build_perceptual,
+    ),
+    Architecture(
+        "bisenet",
+        "BiSeNet face parsers",
+        lambda state: {"cp.resnet.conv1.weight", "ffm.convblk.conv.weight"} <= state.tensors.keys(),
+        build_face_parser,
+    ),
+    Architecture(
+        "sam-invertibility",
+        "SAM invertibility predictors",
+        lambda state: "base.aspp.aspp1.atrous_conv.weight" in state.tensors,
+        build_invertibility,
+    ),
+    Architecture(
+        "samm",
+        "SAMM networks (official .pth, safetensors)",
+        lambda state: {"feats_conv.0.weight", SAMM_KEY} <= state.tensors.keys(),
+        build_samm,
     ),
     *(
         Architecture(

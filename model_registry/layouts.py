@@ -21,9 +21,11 @@ from torch import Tensor
 from ..core.errors import UnsupportedModelError
 from ..core.generator import MAPPING_LR_MUL
 from ..core.ops import FIR
+from ..core.samm import samm_keys
 from .reading import PickledNetwork, RawFile
 
 FORMAT = "gan-inversion"  # value of "format" in the metadata of our own safetensors files
+SAMM_KEY = "modulation.0.alignment.body.body.0.res_layer.1.weight"
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,7 @@ class CanonicalState:
     """Tensors under canonical names, with what shapes cannot say."""
 
     tensors: dict[str, Tensor]
-    layout: str  # "gan-inversion", "nvidia-torch", "nvidia-tensorflow", "rosinality", "encoder" or "unknown"
+    layout: str  # "gan-inversion", "nvidia-torch", "nvidia-tensorflow", "rosinality", "encoder", "bisenet" or "unknown"
     options: Mapping[str, Any] = field(default_factory=dict)  # conv_clamp, or an encoder checkpoint's options
 
 
@@ -61,8 +63,12 @@ def canonicalise(raw: RawFile, part: str | None = None) -> CanonicalState:
         state = _from_network(content["G_ema"])
     elif isinstance(content.get("g_ema"), Mapping):
         state = _from_flat(content["g_ema"], content.get("latent_avg"))
+    elif isinstance(content.get("sd_base"), Mapping):
+        state = sam_invertibility(content)
     elif isinstance(content.get("state_dict"), Mapping):
         state = _from_flat(content["state_dict"], content.get("latent_avg"), _plain_options(content.get("opts")))
+    elif (samm := _samm(content)) is not None:
+        state = samm
     else:
         state = _from_flat(content, content.get("latent_avg"))
     if part is None:
@@ -309,6 +315,19 @@ def _tensorflow_discriminator_name(key: str) -> str | None:
     return None
 
 
+def sam_invertibility(content: Mapping[str, Any]) -> CanonicalState:
+    """adobe-research/sam_inversion: "sd_base" and one dictionary per latent space -> "base.*" and "heads.<space>.*"."""
+    parts = {"base" if name == "sd_base" else f"heads.{name}": part for name, part in content.items()}
+    tensors = {
+        f"{prefix}.{str(key).removeprefix('module.')}": value
+        for prefix, part in parts.items()
+        if isinstance(part, Mapping)
+        for key, value in part.items()
+        if isinstance(value, Tensor)
+    }
+    return CanonicalState(tensors, "sam-invertibility")
+
+
 def _from_network(network: PickledNetwork) -> CanonicalState:
     if network.is_tensorflow:
         judges = "Output/weight" in network.tensors
@@ -335,6 +354,8 @@ def _from_flat(
             return CanonicalState(inner, "nvidia-torch", {"class_name": "Generator"})
         if "input.input" in inner and "conv1.conv.modulation.weight" in inner:
             return CanonicalState(rosinality_generator(inner, latent_avg), "rosinality")
+        if "cp.resnet.conv1.weight" in inner:
+            return CanonicalState(inner, "bisenet")
     if (discriminator := _discriminator_from_flat(tensors)) is not None:
         return discriminator
     if latent_avg is not None:
@@ -365,6 +386,23 @@ def _discriminator_from_flat(tensors: Mapping[str, Tensor]) -> CanonicalState | 
         if "final_conv.0.weight" in inner and "final_linear.1.weight" in inner:
             return CanonicalState(rosinality_discriminator(inner), "rosinality")
     return None
+
+
+def _samm(content: Mapping[str, Any]) -> CanonicalState | None:
+    """AbnerVictor/OOD-GAN-inversion: averaged weights before the last ones; filters are checked, other parts left out.
+
+    The file also holds the frozen generator's style layers (its names contain "modulation" too), so that this layout is
+    looked for before a generator's.
+    """
+    inner = next((content[key] for key in ("params_ema", "params") if isinstance(content.get(key), Mapping)), content)
+    tensors = {str(key): value for key, value in inner.items() if isinstance(value, Tensor)}
+    found = samm_keys(tensors)
+    if SAMM_KEY not in found:
+        return None
+    for name, tensor in tensors.items():
+        if name.endswith("alignment.blur.kernel"):
+            _check_filter(name, tensor)
+    return CanonicalState(found, "ood-gan-inversion")
 
 
 def decoder_state(checkpoint: CanonicalState) -> CanonicalState:
