@@ -32,7 +32,16 @@ from .encoder_config import EncoderConfig
 from .encoders import Encoder
 from .errors import GeneratorMismatchError, InvalidInputError, UnsupportedModelError
 from .generator import FeatureHook, Generator, Noise, SynthesisHooks
-from .inversion import FeatureWarp, Inversion, Modulation, PixelBlend, RenderContext, combine_hooks, tuned_weights, warp_features
+from .inversion import (
+    FeatureWarp,
+    Inversion,
+    Modulation,
+    PixelBlend,
+    RenderContext,
+    combine_hooks,
+    tuned_weights,
+    warp_features,
+)
 from .ops import upfirdn2d
 
 _LEVEL_KEY = re.compile(r"modulation\.(\d+)\.alignment\.body\.body\.0\.res_layer\.1\.weight")
