@@ -7,7 +7,7 @@ a warm device with loaded models: drawing the result is not in it.
 Deviations from published tables: which networks stand behind "lpips", "id" and "frechet" is the caller's choice and
 named by the caller; with the bundled ones the numbers are not those of LPIPS, ArcFace and Inception.
 
-A method is an entry of `METHODS`: a name, the models it cannot do without, and a function. `register` adds one.
+What can be measured stands in core/methods.py.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from . import metrics
 from .alignment import CropTransform
@@ -31,11 +31,16 @@ from .editing import Edit
 from .errors import GANInversionError, InvalidInputError, MissingPackageError
 from .generator import Generator
 from .imaging import area_pool
-from .inversion import Inversion, render
+from .inversion import render
 from .landmarks import LandmarkNet, predict_landmarks, region_of_face
 from .latents import sample
 from .losses import Distance, multiscale_distance
-from .projection import ProjectionConfig, project
+from .methods import METHODS, Context, Method, Result, find_methods, register
+
+__all__ = [
+    "METHODS", "Context", "EditTest", "Measures", "Method", "MethodReport", "Photographs", "Result", "SamplesReport",
+    "edit_response", "evaluate_method", "evaluate_samples", "find_methods", "measure_images", "register",
+]  # fmt: skip
 
 logger = logging.getLogger(__name__)
 
@@ -48,102 +53,6 @@ PSNR_FORMULA = "10 * log10(4 / MSE), per image, then the mean"
 _MOUTH_CORNERS = (48, 54)
 # Where an FFHQ crop has eyes and mouth corners, in crop widths.
 _RIGHT_EYE, _LEFT_EYE, _RIGHT_CORNER, _LEFT_CORNER = (0.385, 0.48), (0.615, 0.48), (0.41, 0.70), (0.59, 0.70)
-
-
-@dataclass(frozen=True)
-class Result:
-    """What a method gives for a batch: inversions, and where it says that the generator cannot draw the photograph."""
-
-    inversion: Inversion
-    mask: Tensor | None = None  # [B, 1, H, W] in 0..1, 1 where out of domain, at any resolution
-
-
-@dataclass(frozen=True)
-class Context:
-    """What a method may use."""
-
-    generator: Generator
-    models: Mapping[str, nn.Module] = field(default_factory=dict)  # by the names in `Method.needs` and `wants`
-    steps: int | None = None  # of optimising methods; None is each method's own default
-    seed: int = 0
-    warm_up: bool = False  # the result will be thrown away: make the fewest steps
-
-    def steps_or(self, default: int) -> int:
-        """Steps to make where the method's own default is `default`."""
-        return 1 if self.warm_up else default if self.steps is None else self.steps
-
-
-def _no_settings(context: Context) -> dict[str, Any]:
-    return {}
-
-
-@dataclass(frozen=True)
-class Method:
-    """One way to invert photographs.
-
-    `run(images [B, 3, R, R], context)` gives a `Result` for the batch. It is called without gradients and switches
-    them on itself where it optimises; it changes nothing it was given. `settings(context)` says what it does, as plain
-    data for the report.
-    """
-
-    name: str
-    needs: tuple[str, ...]
-    run: Callable[[Tensor, Context], Result]
-    wants: tuple[str, ...] = ()  # used where present
-    settings: Callable[[Context], dict[str, Any]] = _no_settings
-
-
-METHODS: dict[str, Method] = {}
-
-
-def register(method: Method) -> Method:
-    """Makes a method known to `find_methods`. Raises InvalidInputError for a name that is taken."""
-    if method.name in METHODS:
-        raise InvalidInputError(f"There is already an inversion method {method.name!r}: choose another name.")
-    METHODS[method.name] = method
-    return method
-
-
-def find_methods(names: Sequence[str]) -> list[Method]:
-    """Methods by name, each once, in the order given. Raises InvalidInputError that lists the known ones."""
-    unknown = [name for name in names if name not in METHODS]
-    if unknown or not names:
-        found = f"No method {unknown[0]!r}" if unknown else "No method named"
-        raise InvalidInputError(f"{found}: expected some of {', '.join(METHODS)}.")
-    return [METHODS[name] for name in dict.fromkeys(names)]
-
-
-def _encoding(name: str, **settings: Any) -> Method:
-    def run(images: Tensor, context: Context) -> Result:
-        w_plus = context.models[name](images, generator=context.generator, **settings)
-        return Result(Inversion(images, w_plus, context.generator, info={"method": name}))
-
-    return Method(name, (name,), run, settings=lambda context: {"start": "average", **settings} if settings else {})
-
-
-def _projection(name: str) -> Method:
-    def config(context: Context) -> ProjectionConfig:
-        return ProjectionConfig(space=name, steps=context.steps_or(ProjectionConfig.steps), seed=context.seed)
-
-    def run(images: Tensor, context: Context) -> Result:
-        encoder = context.models.get("e4e")
-        start = None if encoder is None else encoder(images, generator=context.generator)
-        return Result(project(images, context.generator, config(context), start=start))
-
-    def settings(context: Context) -> dict[str, Any]:
-        start = {"w": "mean of the rows of the e4e code", "w-plus": "e4e code"}[name]
-        start = start if "e4e" in context.models else "average code"
-        return {"start": start, "distance": "multiscale_distance", **dataclasses.asdict(config(context))}
-
-    return Method(name, (), run, wants=("e4e",), settings=settings)
-
-
-for _name in ("e4e", "psp"):
-    register(_encoding(_name))
-for _name in ("restyle-e4e", "restyle-psp"):
-    register(_encoding(_name, iterations=5))
-for _name in ("w", "w-plus"):
-    register(_projection(_name))
 
 
 @dataclass(frozen=True)
@@ -254,7 +163,9 @@ def evaluate_method(
             _keep(pictures, rows, drawn)
             if edited is not None and changed is not None:
                 smiles = [photographs.smiles.get(photographs.names[row]) for row in rows]
-                _extend(responses, edit_response(target, drawn, changed, measures, smiles))
+                _extend(
+                    responses, edit_response(target, drawn, changed, measures, smiles, truth=truth, mask=result.mask)
+                )
                 _keep(edited, rows, changed)
             names += [photographs.names[row] for row in rows]
         if progress is not None:
@@ -352,7 +263,14 @@ def _mask_like(mask: Tensor, image: Tensor) -> Tensor:
 
 @torch.no_grad()
 def edit_response(
-    source: Tensor, plain: Tensor, edited: Tensor, measures: Measures, smiles: Sequence[Tensor | None] = ()
+    source: Tensor,
+    plain: Tensor,
+    edited: Tensor,
+    measures: Measures,
+    smiles: Sequence[Tensor | None] = (),
+    *,
+    truth: Tensor | None = None,
+    mask: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """What an edit does to each image, besides being there.
 
@@ -360,13 +278,19 @@ def edit_response(
         source, plain, edited: [B, 3, R, R] in [-1, 1]: photographs, their drawn inversions, the edited ones.
         measures: `landmarks` gives the mouth, `embed` the identity, `perceptual` the nearness to a real smile.
         smiles: for each image [1, 3, R, R] of the same person smiling, or None; empty is None for all.
+        truth: [B, 1, R, R], exactly where the photographs are out of domain.
+        mask: [B, 1, h, w], what the method predicts of it.
 
     Returns:
         Each [B], as far as it can be measured: "mouth_wider_percent"; "id_to_inversion" and "id_to_source" of the
         edited image; "nearer_to_real_smile", 1 where the edited image is perceptually nearer to the real smile than
-        the unedited one is, 0 where not, NaN where there is none.
+        the unedited one is, 0 where not, NaN where there is none; "psnr_out_of_domain" and "psnr_in_mask", how well the
+        edited image keeps the photograph where it is out of domain, by the truth and by the method's own mask.
     """
     values: dict[str, Tensor] = {}
+    for key, region in (("psnr_out_of_domain", truth), ("psnr_in_mask", mask)):
+        if region is not None:
+            values[key] = metrics.psnr(edited, source, (_mask_like(region, edited) >= 0.5).to(edited.dtype))
     if measures.landmarks is not None:
         before, after = (mouth_widths(measures.landmarks(x)) for x in (plain, edited))
         values["mouth_wider_percent"] = torch.from_numpy(100 * (after / before - 1))

@@ -195,7 +195,9 @@ class PixelBlend(Modulation):
 
     def finish(self, image: Tensor, context: RenderContext, position: int) -> Tensor:
         source = context.inversion.image
-        return torch.where(self.mask >= 1, source, torch.lerp(image, source, self.mask))
+        mixed = torch.lerp(image, source, self.mask)
+        # Selected, not computed, where the mask is 0 or 1: exact, also beside a photograph that holds NaN.
+        return torch.where(self.mask >= 1, source, torch.where(self.mask <= 0, image, mixed))
 
 
 @dataclass(frozen=True)

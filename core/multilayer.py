@@ -310,7 +310,7 @@ def _optimise(
             for name, value in variables.items():
                 best[name][better] = value.detach()[better]
         optimiser.zero_grad(set_to_none=True)
-        loss.sum().backward()
+        loss.sum().backward(inputs=list(variables.values()))  # nothing else gets a gradient
         optimiser.step()
         steps.done(drawn)
     if not config.keep_best:

@@ -21,7 +21,7 @@ from .errors import InvalidInputError
 from .generator import Generator
 from .inversion import Inversion
 from .losses import Distance, multiscale_distance, noise_regularization, require_finite
-from .refinement import Progress, Steps
+from .refinement import Progress, Steps, check_settings
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,7 @@ class ProjectionConfig:
             raise InvalidInputError(
                 f"Projection with {self.steps} steps and a preview every {self.preview_every}: expected at least 1."
             )
+        check_settings(seconds=(self.seconds, 0))
         if not (math.isfinite(self.learning_rate) and self.learning_rate > 0 and self.exploration_end > 0):
             raise InvalidInputError(
                 f"Projection with learning rate {self.learning_rate} and exploration until {self.exploration_end}: "
@@ -140,39 +141,51 @@ def _optimise(
     optimiser = torch.optim.Adam(parameters, lr=config.learning_rate)
     best_loss = torch.full((len(image),), math.inf, device=image.device)
     best, best_noises = w.detach().clone(), [noise.detach().clone() for noise in noises]
+
+    def losses(code: Tensor) -> tuple[Tensor, Tensor]:
+        drawn = generator.synthesis(code.expand(-1, generator.num_ws, -1), noise=noises)
+        fit = config.pixel_weight * (drawn - image).square().mean(dim=(1, 2, 3))
+        fit = fit + config.distance_weight * distance(drawn, image)
+        pull = ((w - centre) / spread).square().mean(dim=(1, 2))
+        parting = ((w - w.mean(dim=1, keepdim=True)) / spread).square().mean(dim=(1, 2))
+        return fit + config.mean_weight * pull + config.spread_weight * parting, drawn
+
+    def keep(loss: Tensor) -> None:
+        nonlocal best, best_loss, best_noises
+        better = (loss.detach() < best_loss) | (not config.keep_best)
+        best_loss = torch.where(better, loss.detach(), best_loss)
+        best = torch.where(better[:, None, None], w.detach(), best)
+        if config.optimise_noise:
+            better = better[:, None, None, None]
+            pairs = zip(noises, best_noises, strict=True)
+            best_noises = [torch.where(better, noise.detach(), kept) for noise, kept in pairs]
+
+    explore = 0.0
     steps = Steps(config.steps, progress, seconds=config.seconds, preview_every=config.preview_every)
     for step in steps:
         done = step / config.steps
         optimiser.param_groups[0]["lr"] = config.learning_rate * float(spread) * _ramp(done, config)
         explore = config.exploration * max(0.0, 1 - done / config.exploration_end) ** 2 if start is None else 0.0
         jitter = torch.randn(w.shape, generator=random).to(w) * (explore * spread)
-        code = (w + jitter).expand(-1, generator.num_ws, -1)
-        drawn = generator.synthesis(code, noise=noises)
-        fit = config.pixel_weight * (drawn - image).square().mean(dim=(1, 2, 3))
-        fit = fit + config.distance_weight * distance(drawn, image)
-        pull = ((w - centre) / spread).square().mean(dim=(1, 2))
-        parting = ((w - w.mean(dim=1, keepdim=True)) / spread).square().mean(dim=(1, 2))
-        loss = fit + config.mean_weight * pull + config.spread_weight * parting
+        loss, drawn = losses(w + jitter)
         require_finite(loss[:, None], "The projection loss")
         total = loss.sum()
         if config.optimise_noise:
             total = total + config.noise_weight * noise_regularization(noises)
         if explore == 0.0 or step == 0 or not config.keep_best:
-            better = (loss.detach() < best_loss) | (not config.keep_best)
-            best_loss = torch.where(better, loss.detach(), best_loss)
-            best = torch.where(better[:, None, None], w.detach(), best)
-            if config.optimise_noise:
-                better = better[:, None, None, None]
-                pairs = zip(noises, best_noises, strict=True)
-                best_noises = [torch.where(better, noise.detach(), kept) for noise, kept in pairs]
-        optimiser.zero_grad(set_to_none=True)
-        total.backward()
+            keep(loss)
+        # Not `backward`, which would also add to the gradients of the generator and of the distance's network.
+        for parameter, gradient in zip(parameters, torch.autograd.grad(total, parameters), strict=True):
+            parameter.grad = gradient
         optimiser.step()
         if config.optimise_noise:
             with torch.no_grad():
                 for noise in noises:
                     noise.sub_(noise.mean(dim=(1, 2, 3), keepdim=True)).div_(noise.std(dim=(1, 2, 3), keepdim=True))
         steps.done(drawn)
+    if config.keep_best and explore > 0.0:  # it ended early: what was explored so far has not been looked at
+        with torch.no_grad():
+            keep(losses(w)[0])
     w_plus = best.expand(-1, generator.num_ws, -1).contiguous()
     info = {"method": f"projection ({config.space})", "steps": str(steps.made)}
     return Inversion(image, w_plus, generator, info=info), best_noises

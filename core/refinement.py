@@ -26,6 +26,7 @@ Progress = Callable[[int, int, Tensor | None], None]  # step, steps, preview [1,
 
 _ONE_COLOUR = 1e-4  # largest spread of values at which a picture counts as one flat colour
 _FLOAT16_MAX = 65504.0
+_USUAL_CHANNELS = 512  # of the generators that the published rates were made for
 
 
 class StopOptimisation(Exception):
@@ -97,6 +98,15 @@ def after(progress: Progress | None, done: int) -> Progress | None:
     return lambda step, steps, preview: progress(done + step, done + steps, preview)
 
 
+def rate_scale(generator: Generator) -> float:
+    """By how much rates made for 512 channels grow for a narrower generator, so that a step changes the picture as much.
+
+    Adam moves every weight alike, and a layer's output adds up over its inputs: with equalised learning rate it moves by
+    the rate times the root of their number.
+    """
+    return max(1.0, math.sqrt(_USUAL_CHANNELS / max(generator.config.channels)))
+
+
 def weight_leaves(generator: Generator) -> dict[str, Tensor]:
     """Offsets of zero to every synthesis parameter, [1, ...] each, to optimise; see `WeightOffset`."""
     return {
@@ -111,10 +121,14 @@ def compact(offsets: Mapping[str, Tensor]) -> WeightOffset:
     Raises NotFiniteError for offsets beyond the range of float16: no picture comes out of such weights.
     """
     changed = {name: offset.detach() for name, offset in offsets.items() if bool(offset.detach().any())}
-    for name, offset in changed.items():
-        if float(offset.abs().max()) > _FLOAT16_MAX:
-            raise NotFiniteError(f"The tuned weight {name} is out of bounds: use a lower learning rate.")
-    return WeightOffset({name: offset.half() for name, offset in changed.items()})
+    return WeightOffset({name: to_float16(offset, f"tuned weight {name}") for name, offset in changed.items()})
+
+
+def to_float16(tensor: Tensor, what: str) -> Tensor:
+    """The tensor in float16. Raises NotFiniteError, which says `what`, for values beyond its range, NaN among them."""
+    if not bool((tensor.abs() <= _FLOAT16_MAX).all()):
+        raise NotFiniteError(f"The {what} is out of bounds: use a lower learning rate.")
+    return tensor.half()
 
 
 def add_gradients(loss: Tensor, variables: Mapping[str, Tensor]) -> None:
@@ -158,7 +172,8 @@ def refine_each(inversion: Inversion, refine: RefineOne, steps: int, progress: P
         inversion: the batch; nothing of it is changed.
         refine: called with each image's inversion outside inference mode, with gradients switched on.
         steps: at most made for each image, for the progress of the batch.
-        progress: called after every step with (steps done, steps in all, preview or None).
+        progress: called after every step with (steps done, steps in all, preview or None). `StopOptimisation` ends the
+            image at hand, in whatever part of its work; what else it raises ends all, whatever it is.
 
     Returns:
         One inversion with the modulations that `refine` added. Images for which it raised NotFiniteError or
@@ -172,17 +187,15 @@ def refine_each(inversion: Inversion, refine: RefineOne, steps: int, progress: P
     first_error: NotFiniteError | InvalidInputError | None = None
     total = steps * len(inversion)
     for index in range(len(inversion)):
-
-        def report(value: int, _: int, preview: Tensor | None, done: int = index * steps) -> None:
-            if progress is not None:
-                progress(done + value, total, preview)
-
+        report = None if progress is None else _Report(progress, index * steps, total)
         try:
             with torch.inference_mode(False), torch.enable_grad():
                 one = _owned(inversion[index])
                 check_refinable(one)
-                images.append(refine(one, index, report if progress is not None else None))
+                images.append(refine(one, index, report))
         except (NotFiniteError, InvalidInputError) as error:
+            if report is not None and report.raised is error:
+                raise
             first_error = first_error or error
             failures[index] = str(error)
             images.append(None)
@@ -195,6 +208,27 @@ def refine_each(inversion: Inversion, refine: RefineOne, steps: int, progress: P
         tuple(0 if image is None else image.steps for image in images),
         _masks(inversion, images),
     )
+
+
+class _Report:
+    """The callback of one image, which counts on through the batch."""
+
+    def __init__(self, progress: Progress, done: int, total: int) -> None:
+        self.progress, self.before, self.total = progress, done, total
+        self.stopped = False
+        self.raised: Exception | None = None
+
+    def __call__(self, step: int, steps: int, preview: Tensor | None) -> None:
+        if self.stopped:  # in an earlier part of this image's work
+            raise StopOptimisation
+        try:
+            self.progress(self.before + step, self.total, preview)
+        except StopOptimisation:
+            self.stopped = True
+            raise
+        except Exception as error:
+            self.raised = error
+            raise
 
 
 def check_refinable(inversion: Inversion) -> None:
@@ -229,10 +263,12 @@ def _join(before: Inversion, images: Sequence[Refined | None]) -> Inversion:
     """The batch with each image's own further modulations; those of failed images have no effect."""
     refined = [image.inversion for image in images if image is not None]
     kept = len(before.modulations)
-    added: list[Modulation] = []
-    for position in range(kept, len(refined[0].modulations)):
-        some = [None if image is None else image.inversion.modulations[position] for image in images]
-        added.append(_stack(some))
+    # Not all images got the same kinds: one without anything out of domain has no features to override.
+    own = [_by_kind(() if image is None else image.inversion.modulations[kept:]) for image in images]
+    longest = max(own, key=len)
+    places = list(longest)
+    places += dict.fromkeys(place for some in own for place in some if place not in places)
+    added = [_stack([some.get(place) for some in own]) for place in places]
     codes = [before.w_plus[i : i + 1] if image is None else image.inversion.w_plus for i, image in enumerate(images)]
     device = refined[0].w_plus.device
     info = {**before.info, **refined[0].info}
@@ -242,6 +278,14 @@ def _join(before: Inversion, images: Sequence[Refined | None]) -> Inversion:
         modulations=(*before.modulations, *added),
         info=info,
     )
+
+
+def _by_kind(modulations: Sequence[Modulation]) -> dict[tuple[str, int], Modulation]:
+    """(kind, how many of it came before) -> modulation, in their order."""
+    found: dict[tuple[str, int], Modulation] = {}
+    for modulation in modulations:
+        found[modulation.kind, sum(kind == modulation.kind for kind, _ in found)] = modulation
+    return found
 
 
 def _stack(modulations: Sequence[Modulation | None]) -> Modulation:

@@ -198,6 +198,7 @@ def _optimise(
         _, spread = w_statistics(inversion.generator, seed=config.seed)
         groups.append({"params": [w_plus.requires_grad_(True)], "lr": config.w_learning_rate * float(spread)})
     optimiser = torch.optim.Adam(groups, betas=(0.9, 0.99))
+    variables = [variable for group in optimiser.param_groups for variable in group["params"]]
     best_loss = torch.full((len(image),), math.inf, device=image.device)
     best: Found | None = None
     best_w = w_plus.detach().clone()
@@ -218,7 +219,7 @@ def _optimise(
             best = _chosen(better, found, best)
             best_w = torch.where(better[:, None, None], w_plus.detach(), best_w)
             optimiser.zero_grad(set_to_none=True)
-            loss.sum().backward()
+            loss.sum().backward(inputs=variables)  # nothing else gets a gradient
             optimiser.step()
             if progress is not None:
                 shown = step % config.preview_every == 0 or step == config.steps - 1

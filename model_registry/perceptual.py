@@ -20,23 +20,27 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_BACKBONES = {"lpips-vgg": ("vgg", "vgg16"), "lpips-alex": ("alex", "alexnet")}  # name -> (network of the lpips package, catalogue id of its backbone)
+# name -> (network of the lpips package, catalogue id of its backbone)
+_BACKBONES = {"lpips-vgg": ("vgg", "vgg16"), "lpips-alex": ("alex", "alexnet")}
 _TRUNKS = {"portraits-perceptual": Path(__file__).with_name("bundled") / "portraits-perceptual.safetensors"}
-
-
 BUNDLED_DISTANCE = "portraits-perceptual"
 
 
-def available_distance(wanted: Sequence[str] = ("lpips-alex", "lpips-vgg"), *, size: int | None = 256) -> LayeredDistance:
+def available_distance(
+    wanted: Sequence[str] = ("lpips-alex", "lpips-vgg"), *, size: int | None = 256
+) -> LayeredDistance:
     """The first of these distances that this machine can use without a download, or else the bundled one.
 
     The `name` of the distance says which it is. Errors as of `perceptual_distance`, but for weights and packages that
     are not there.
     """
     for name in wanted:
+        if name not in _BACKBONES:
+            return perceptual_distance(name, size=size)
         try:
             _, model_id = _BACKBONES[name]
-            path, problem = catalogue.locate(catalogue.find(model_id), verify=False)
+            # With its hash: a damaged file would be downloaded anew.
+            path, problem = catalogue.locate(catalogue.find(model_id))
             if path is not None and problem is None:
                 return perceptual_distance(name, size=size)
         except (ModelNotFoundError, MissingPackageError) as error:

@@ -27,9 +27,9 @@ if TYPE_CHECKING:  # the command line must start without torch
 logger = logging.getLogger(__name__)
 
 DEFAULT_GENERATOR = "portraits"
-_BUNDLED_ENCODERS = {
+_BUNDLED_MODELS = {
     "e4e": "portraits-e4e", "restyle-e4e": "portraits-restyle-e4e", "psp": "portraits-psp",
-    "restyle-psp": "portraits-restyle-psp",
+    "restyle-psp": "portraits-restyle-psp", "stylegan2-discriminator": "portraits-discriminator",
 }  # fmt: skip
 _IDENTITY, _TRUNK, _LPIPS, _LPIPS_BACKBONE, _YUNET = (
     "portraits-identity",
@@ -55,6 +55,7 @@ _EDIT_COLUMNS = (
     ("mouth_wider_percent", "mouth wider %", "{:.1f}"), ("wider_in", "wider in", "{:.0%}"),
     ("id_to_inversion", "ID to inversion", "{:.3f}"), ("id_to_source", "ID to photo", "{:.3f}"),
     ("id_other_people", "ID other people", "{:.3f}"), ("nearer_to_real_smile", "nearer to real smile", "{:.0%}"),
+    ("psnr_out_of_domain", "PSNR out", "{:.2f}"), ("psnr_in_mask", "PSNR in mask", "{:.2f}"),
 )  # fmt: skip
 
 
@@ -186,6 +187,7 @@ def _evaluate_methods(
     options: argparse.Namespace, loaded: LoadedModel, device: Any, progress: Callable[[str, int], None]
 ) -> tuple[Evaluation, Callable[[], Image.Image]]:
     from ...core import evaluation
+    from ...model_registry.perceptual import available_distance
 
     generator: Generator = loaded.module  # type: ignore[assignment]
     every = options.methods == _ALL
@@ -206,7 +208,10 @@ def _evaluate_methods(
     photographs, facts, left_out = _photographs(options, generator.resolution)
     edit = _edit(options, photographs, measures, device)
     batch = options.batch or (1 if generator.resolution > _LARGE else 8)
-    context = evaluation.Context(generator, {n: m.module for n, m in models.items()}, options.steps, options.seed)
+    distance = available_distance(size=None)
+    context = evaluation.Context(
+        generator, {name: model.module for name, model in models.items()}, options.steps, options.seed, distance
+    )
     settings = {
         **_machine(device),
         "generator": _identify(loaded),
@@ -283,7 +288,7 @@ def _default_model(name: str, loaded: LoadedModel) -> tuple[str | None, str]:
     own = next((entry for entry in entries if entry.id == loaded.catalogue_id), None)
     if own is None:
         return None, f"Nothing is known of models for {loaded.path.name}: name one by --encoder {name}=ID_OR_FILE."
-    bundled = _BUNDLED_ENCODERS.get(name) if own.id == DEFAULT_GENERATOR else None
+    bundled = _BUNDLED_MODELS.get(name) if own.id == DEFAULT_GENERATOR else None
     fitting = [
         entry
         for entry in entries

@@ -331,3 +331,69 @@ def test_wrong_strengths_are_named(inversion, strength):
 def test_layer_range_beyond_the_rows_is_named(inversion):
     with pytest.raises(InvalidInputError, match="touches no row"):
         render(inversion, Edit.of(Direction("up", torch.ones(1, W_DIM)), 1.0, layers=(50, 60)))
+
+
+@pytest.mark.parametrize("index", range(6))
+def test_a_modulation_without_effect_changes_nothing(inversion, edit, index):
+    idle = inversion.with_modulation(all_modulations()[index].without_effect())
+    for change in (None, edit):
+        expected = torch.cat([render(inversion[i], change) for i in range(2)])
+        assert torch.equal(torch.cat([render(idle[i], change) for i in range(2)]), expected)
+
+
+@pytest.mark.parametrize("index", range(6))
+def test_modulations_are_put_together_along_the_batch(inversion, edit, index):
+    parts = [m.map_tensors(lambda t, row=row: t[row : row + 1]) for row in range(2) for m in [all_modulations()[index]]]
+    joined = type(parts[0]).batch(parts)
+    whole = inversion.with_modulation(all_modulations()[index])
+    assert torch.equal(render(inversion.with_modulation(joined), edit), render(whole, edit))
+    half = inversion.with_modulation(type(parts[0]).batch([parts[0].without_effect(), parts[1]]))
+    torch.testing.assert_close(render(half, edit)[:1], render(inversion[0], edit))
+    torch.testing.assert_close(render(half, edit)[1:], render(whole, edit)[1:])
+
+
+def test_kept_pixels_of_a_broken_photograph_stay_out_where_none_are_kept(inversion):
+    image = inversion.image.clone()
+    image[0] = float("nan")
+    blended = dataclasses.replace(inversion, image=image).with_modulation(PixelBlend(torch.zeros(2, 1, 32, 32)))
+    assert torch.equal(render(blended), render(inversion))
+
+
+def test_overridden_features_may_be_float16(inversion, edit, tmp_path):
+    override = all_modulations()[2]
+    half = dataclasses.replace(override, features=override.features.half(), in_domain=override.in_domain.half())
+    coarse = inversion.with_modulation(half)
+    assert render(coarse, edit).dtype == torch.float32
+    torch.testing.assert_close(
+        render(coarse, edit), render(inversion.with_modulation(override), edit), atol=0.05, rtol=0
+    )
+    loaded = Inversion.load(coarse.save(tmp_path / "half.safetensors"), inversion.generator)
+    assert loaded.modulations[0].features.dtype == torch.float16
+    assert torch.equal(render(loaded, edit), render(coarse, edit))
+
+
+@pytest.mark.parametrize("soft", [True, False])
+def test_an_offset_does_not_jump_where_an_edit_begins(inversion, edit, soft):
+    mask = torch.rand(2, 1, 16, 16, generator=torch.Generator().manual_seed(1))
+    mask = mask if soft else (mask > 0.5).float()
+    offset = torch.randn(2, 10, 16, 16, generator=torch.Generator().manual_seed(2))
+    modulated = inversion.with_modulation(FeatureOffset(16, offset, mask))
+    still = render(modulated)
+    torch.testing.assert_close(render(modulated, edit.scaled(0.0)), still, atol=1e-4, rtol=1e-4)
+    steps = [(render(modulated, edit.scaled(amount)) - still).abs().mean() for amount in (1e-3, 1e-2, 1.0)]
+    assert 0 < steps[0] < 0.2 * steps[1] < 0.04 * steps[2]
+    assert (still - render(inversion)).abs().mean() > 0.05
+
+
+def test_where_the_offset_is_soft_it_counts_once(generator, inversion):
+    """An edit of the layers behind the block sees the features that the unedited picture has."""
+    mask = torch.full((2, 1, 16, 16), 0.5)
+    modulated = inversion.with_modulation(FeatureOffset(16, torch.ones(2, 10, 16, 16), mask))
+    seen = []
+    hook = generator.synthesis.b32.conv0.register_forward_pre_hook(lambda m, args: seen.append(args[0]))
+    render(inversion)
+    render(modulated)
+    render(modulated, Edit.of(Direction("late", torch.ones(1, W_DIM)), 1.0, layers=(7, 8)))
+    hook.remove()
+    torch.testing.assert_close(seen[1], seen[0] + 0.5)
+    torch.testing.assert_close(seen[-1], seen[0] + 0.5)

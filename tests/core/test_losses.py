@@ -116,3 +116,43 @@ def test_multiscale_distance_needs_nothing_and_sees_edges():
     image, target = images()
     assert bool((multiscale_distance(image, target) > 0).all())
     torch.testing.assert_close(multiscale_distance(target, target), torch.zeros(2))
+
+
+def test_lpips_equals_the_package(vgg):
+    distance = lpips_distance("vgg", vgg)
+    image, target = images()
+    torch.testing.assert_close(distance(image, target), distance.model(image, target).flatten())
+    assert distance.name == "lpips-vgg" and not any(p.requires_grad for p in distance.model.parameters())
+
+
+def test_lpips_can_be_looked_at_layer_by_layer(vgg):
+    distance = lpips_distance("vgg", vgg)
+    image, target = images()
+    found, wanted = distance.features(image), distance.features(target)
+    maps = distance.maps(found, wanted)
+    assert [tuple(layer.shape) for layer in maps] == [(2, 1, side, side) for side in (32, 16, 8, 4, 2)]
+    torch.testing.assert_close(sum(layer.mean(dim=(1, 2, 3)) for layer in maps), distance(image, target))
+    torch.testing.assert_close(distance.between(found, wanted), distance(image, target))
+    _, layers = distance.model(image, target, retPerLayer=True)
+    for layer, official in zip(maps, layers, strict=True):
+        torch.testing.assert_close(layer.mean(dim=(2, 3), keepdim=True), official)
+
+
+def test_lpips_at_another_size_has_the_same_network(vgg):
+    distance = lpips_distance("vgg", vgg)
+    small = distance.at_size(16)
+    image, target = images()
+    assert small.model is distance.model and (small.size, distance.size) == (16, None)
+    torch.testing.assert_close(small(image, target), lpips_distance("vgg", vgg, 16)(image, target))
+    assert not torch.allclose(small(image, target), distance(image, target))
+
+
+def test_lpips_has_a_gradient_in_both_pictures_and_on_flat_ones(vgg):
+    distance = lpips_distance("vgg", vgg)
+    image, target = (x[:1].requires_grad_() for x in images())
+    distance(image, target).sum().backward()
+    assert target.grad is not None and target.grad.abs().sum() > 0
+    dead = {name: torch.full_like(t, -1.0) if t.ndim == 1 else 0 * t for name, t in vgg.items()}  # nothing is active
+    image = images()[0][:1].requires_grad_()
+    lpips_distance("vgg", dead)(image, images()[1][:1]).sum().backward()
+    assert bool(torch.isfinite(image.grad).all())

@@ -125,7 +125,7 @@ def test_an_edit_leaves_the_features_of_the_region(generator, photo):
     offset, mask = found.modulations[0].offset, found.modulations[0].mask
     generator.synthesis(found.w_plus, taps=taps)
     generator.synthesis(found.w_plus + towards, taps=edited)
-    expected = torch.lerp(edited["block16"], taps["block16"] + offset * mask, mask)
+    expected = torch.lerp(edited["block16"], taps["block16"], mask) + offset * mask
     seen = {}
 
     def replace(x):

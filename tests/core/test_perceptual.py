@@ -135,3 +135,35 @@ def test_sizes_are_read_from_shapes():
     del tensors["convs.3.weight"]
     with pytest.raises(UnsupportedModelError, match=r"without convs\.3\.weight"):
         PerceptualTrunkConfig.from_state_dict(tensors)
+
+
+def test_a_distance_can_be_looked_at_layer_by_layer():
+    distance = trunk_distance(random_trunk())
+    image, target = images()
+    found, wanted = distance.features(image), distance.features(target)
+    maps = distance.maps(found, wanted)
+    assert [tuple(layer.shape) for layer in maps] == [(2, 1, side, side) for side in (24, 12, 6, 3, 3)]
+    for layer, a, b in zip(maps, found, wanted, strict=True):
+        torch.testing.assert_close(layer[1, 0, 2, 1], ((a - b)[1, :, 2, 1] ** 2).sum())
+    torch.testing.assert_close(distance.between(found, wanted), distance(image, target))
+    torch.testing.assert_close(distance.between(found, wanted), tap_distance(found, wanted))
+
+
+def test_maps_tell_where_pictures_differ():
+    distance = trunk_distance(random_trunk())
+    _, target = images(64, 64)
+    changed = target.clone()
+    changed[..., :16, :16] *= -1
+    finest = distance.maps(distance.features(changed), distance.features(target))[0]
+    assert finest[..., :8, :8].mean() > 0.01 and finest[..., 10:, 10:].abs().max() == 0
+
+
+def test_one_network_at_several_sizes():
+    distance = trunk_distance(random_trunk(), size=32)
+    distance.name = "tiny"
+    full = distance.at_size(None)
+    image, target = images(64, 64)
+    assert (full.size, distance.size, full.name) == (None, 32, "tiny") and full.trunk is distance.trunk
+    assert full.features(image)[0].shape[-1] == 32 and distance.features(image)[0].shape[-1] == 16
+    torch.testing.assert_close(full(image, target), trunk_distance(random_trunk())(image, target))
+    torch.testing.assert_close(full.at_size(32)(image, target), distance(image, target))

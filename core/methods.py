@@ -1,0 +1,212 @@
+"""The inversion methods by name, as `gan-inversion evaluate` runs them side by side.
+
+A method is an entry of `METHODS`: a name, the models it cannot do without, and a function. `register` adds one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+
+from . import dhr
+from .dhr import DhrConfig
+from .discriminator import Discriminator
+from .errors import InvalidInputError
+from .generator import Generator
+from .inversion import Inversion, render
+from .losses import LayeredDistance
+from .projection import ProjectionConfig, project
+from .refinement import Refinement
+from .tuning import NearPerfectConfig, PtiConfig, near_perfect, tune
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a method gives for a batch: inversions, and where it says that the generator cannot draw the photograph."""
+
+    inversion: Inversion
+    mask: Tensor | None = None  # [B, 1, H, W] in 0..1, 1 where out of domain, at any resolution
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a method may use."""
+
+    generator: Generator
+    models: Mapping[str, nn.Module] = field(default_factory=dict)  # by the names in `Method.needs` and `wants`
+    steps: int | None = None  # of optimising methods; None is each method's own default
+    seed: int = 0
+    distance: LayeredDistance | None = None  # network features that the refining methods compare with
+    warm_up: bool = False  # the result will be thrown away: make the fewest steps
+
+    def steps_or(self, default: int) -> int:
+        """Steps to make where the method's own default is `default`."""
+        return 1 if self.warm_up else default if self.steps is None else self.steps
+
+
+def _no_settings(context: Context) -> dict[str, Any]:
+    return {}
+
+
+@dataclass(frozen=True)
+class Method:
+    """One way to invert photographs.
+
+    `run(images [B, 3, R, R], context)` gives a `Result` for the batch. It is called without gradients and switches
+    them on itself where it optimises; it changes nothing it was given. `settings(context)` says what it does, as plain
+    data for the report.
+    """
+
+    name: str
+    needs: tuple[str, ...]
+    run: Callable[[Tensor, Context], Result]
+    wants: tuple[str, ...] = ()  # used where present
+    settings: Callable[[Context], dict[str, Any]] = _no_settings
+
+
+METHODS: dict[str, Method] = {}
+
+
+def register(method: Method) -> Method:
+    """Makes a method known to `find_methods`. Raises InvalidInputError for a name that is taken."""
+    if method.name in METHODS:
+        raise InvalidInputError(f"There is already an inversion method {method.name!r}: choose another name.")
+    METHODS[method.name] = method
+    return method
+
+
+def find_methods(names: Sequence[str]) -> list[Method]:
+    """Methods by name, each once, in the order given. Raises InvalidInputError that lists the known ones."""
+    unknown = [name for name in names if name not in METHODS]
+    if unknown or not names:
+        found = f"No method {unknown[0]!r}" if unknown else "No method named"
+        raise InvalidInputError(f"{found}: expected some of {', '.join(METHODS)}.")
+    return [METHODS[name] for name in dict.fromkeys(names)]
+
+
+def _encoding(name: str, **settings: Any) -> Method:
+    def run(images: Tensor, context: Context) -> Result:
+        w_plus = context.models[name](images, generator=context.generator, **settings)
+        return Result(Inversion(images, w_plus, context.generator, info={"method": name}))
+
+    return Method(name, (name,), run, settings=lambda context: {"start": "average", **settings} if settings else {})
+
+
+def _projection(name: str) -> Method:
+    def config(context: Context) -> ProjectionConfig:
+        return ProjectionConfig(space=name, steps=context.steps_or(ProjectionConfig.steps), seed=context.seed)
+
+    def run(images: Tensor, context: Context) -> Result:
+        encoder = context.models.get("e4e")
+        start = None if encoder is None else encoder(images, generator=context.generator)
+        return Result(project(images, context.generator, config(context), start=start))
+
+    def settings(context: Context) -> dict[str, Any]:
+        start = {"w": "mean of the rows of the e4e code", "w-plus": "e4e code"}[name]
+        start = start if "e4e" in context.models else "average code"
+        return {"start": start, "distance": "multiscale_distance", **dataclasses.asdict(config(context))}
+
+    return Method(name, (), run, wants=("e4e",), settings=settings)
+
+
+for _name in ("e4e", "psp"):
+    register(_encoding(_name))
+for _name in ("restyle-e4e", "restyle-psp"):
+    register(_encoding(_name, iterations=5))
+for _name in ("w", "w-plus"):
+    register(_projection(_name))
+
+
+# --- refinements, all of which start from e4e ---------------------------------------------------------------------------
+
+
+def _start(images: Tensor, context: Context) -> Inversion:
+    w_plus = context.models["e4e"](images, generator=context.generator)
+    return Inversion(images, w_plus, context.generator, info={"method": "e4e"})
+
+
+def _result(found: Refinement) -> Result:
+    """The result of a batch; an image that failed is an error, so that it is named and not measured."""
+    if found.failures:
+        raise InvalidInputError(found.problems())
+    return Result(found.inversion, found.out_of_domain)
+
+
+def _distance(context: Context) -> LayeredDistance:
+    if context.distance is None:
+        raise InvalidInputError("This method compares network features: give the context a distance.")
+    return context.distance
+
+
+def _described(config: Any, distance: LayeredDistance | None = None, **more: Any) -> dict[str, Any]:
+    named = {} if distance is None else {"distance": distance.name}
+    return {"start": "e4e code", **named, **more, **dataclasses.asdict(config)}
+
+
+def _dhr(name: str, **settings: Any) -> Method:
+    def config(context: Context) -> DhrConfig:
+        usual = DhrConfig(seed=context.seed, **settings)
+        steps = context.steps_or(usual.steps)
+        part = usual.weight_steps / usual.steps
+        coarse = 1 if context.warm_up else usual.coarse_steps
+        return dataclasses.replace(usual, steps=steps, weight_steps=round(part * steps), coarse_steps=coarse)
+
+    def run(images: Tensor, context: Context) -> Result:
+        parser: Any = context.models.get("bisenet")
+        found = dhr.refine(_start(images, context), _distance(context), config(context), parser=parser)
+        return _result(found)
+
+    def described(context: Context) -> dict[str, Any]:
+        parser = "bisenet" if "bisenet" in context.models else "none: superpixels alone"
+        return _described(config(context), _distance(context), face_parser=parser)
+
+    return Method(name, ("e4e",), run, wants=("bisenet",), settings=described)
+
+
+def _pti() -> Method:
+    def config(context: Context) -> PtiConfig:
+        return PtiConfig(steps=context.steps_or(PtiConfig.steps), seed=context.seed)
+
+    def run(images: Tensor, context: Context) -> Result:
+        return _result(tune(_start(images, context), _distance(context), config(context)))
+
+    return Method("pti", ("e4e",), run, settings=lambda context: _described(config(context), _distance(context)))
+
+
+def _near_perfect() -> Method:
+    judge = "stylegan2-discriminator"
+
+    def config(context: Context) -> NearPerfectConfig:
+        return NearPerfectConfig(steps=context.steps_or(NearPerfectConfig.steps), seed=context.seed)
+
+    def run(images: Tensor, context: Context) -> Result:
+        discriminator = context.models[judge]
+        assert isinstance(discriminator, Discriminator)
+        return _result(near_perfect(_start(images, context), discriminator, config(context)))
+
+    return Method("near-perfect", ("e4e", judge), run, settings=lambda context: _described(config(context)))
+
+
+def _error_threshold() -> Method:
+    """What a segmentation has to beat: out of domain is where the mean absolute error of e4e is large."""
+    largest = 0.275  # best IoU on occluded photographs of training people, docs/refinement.md
+
+    def run(images: Tensor, context: Context) -> Result:
+        start = _start(images, context)
+        error = (render(start) - images).abs().mean(dim=1, keepdim=True)
+        return Result(start, (error >= largest).to(images.dtype))
+
+    return Method(
+        "error-threshold", ("e4e",), run, settings=lambda context: {"start": "e4e code", "threshold": largest}
+    )
+
+
+register(_error_threshold())
+register(_dhr("dhr"))
+register(_dhr("dhr-keep", keep_pixels=True))  # with the photograph's own pixels where it is out of domain
+register(_pti())
+register(_near_perfect())
