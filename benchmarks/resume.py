@@ -17,8 +17,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from gan_inversion.core.deeplab import DeepLabConfig
 from gan_inversion.core.generator import Generator, GeneratorConfig
-from gan_inversion.core.training import adversarial, encoder, generator, identity, landmarks, perceptual
+from gan_inversion.core.invertibility import InvertibilityConfig, latent_spaces
+from gan_inversion.core.training import adversarial, encoder, generator, identity, invertibility, landmarks, perceptual
 from gan_inversion.core.training.common import keep_freed_memory
 from gan_inversion.core.training.images import MorphImages
 from gan_inversion.core.training.landmark_samples import LandmarkTrainingConfig, Pool
@@ -49,6 +51,14 @@ def made_up_pool() -> Pool:
     points = torch.rand(8, 68, 2, generator=random) * 2 - 1
     points[:, 36:42], points[:, 42:48] = points[:, 36:42] * 0.05 - 0.5, points[:, 42:48] * 0.05 + 0.5
     return Pool(pictures, points, torch.ones(8, dtype=torch.bool), pictures[..., :96, :96] / 127.5 - 1)
+
+
+def made_up_labels() -> invertibility.Labels:
+    """Random pictures with random errors for the invertibility trainer."""
+    random, spaces = torch.Generator().manual_seed(0), latent_spaces(SIZE)
+    pictures = (torch.rand(8, 3, SIZE, SIZE, generator=random) * 255).byte()
+    errors = torch.rand(8, len(spaces), SIZE, SIZE, generator=random).half()
+    return invertibility.Labels(pictures, errors, pictures[:, :1], torch.arange(8) > 5, spaces)
 
 
 def trainers(steps: int, scratch: Path) -> dict[str, Callable[[Path, int | None], nn.Module]]:
@@ -106,6 +116,10 @@ def trainers(steps: int, scratch: Path) -> dict[str, Callable[[Path, int | None]
     )
     teacher = made_up_teacher()
     found["perceptual"] = lambda out, stop: perceptual.train(bank, teacher, out, small, max_steps=stop)
+    labels = made_up_labels()
+    narrow = InvertibilityConfig(labels.spaces, DeepLabConfig(8, (4, 8, 8), (1, 1, 1), 8, 4, 8, 4))
+    maps = invertibility.InvertibilityTraining(steps=steps, batch=2)
+    found["invertibility"] = lambda out, stop: invertibility.train(labels, out, maps, config=narrow, max_steps=stop)
     (scratch / "landmarks.json").write_text("{}")
     marks = LandmarkTrainingConfig(steps=steps, batch=2)
     landmarks.build_pool = lambda *_: made_up_pool()

@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 PROGRAM = "gan-inversion"
 _DTYPES = ("float32", "float16", "bfloat16")
-_TRAINED_PARTS = ("generator", "encoder", "directions", "landmarks", "identity", "perceptual", "samm")
+_TRAINED_PARTS = ("generator", "encoder", "directions", "landmarks", "identity", "perceptual", "samm", "invertibility")
 _REFUSED, _UNEXPECTED, _INTERRUPTED = 2, 1, 130
 
 
