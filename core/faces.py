@@ -6,7 +6,7 @@ Points are (x, y) in pixels of the photograph, conventions of core/alignment.py;
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from .alignment import CropTransform, align, ffhq_quad, five_points
+from .alignment import CropTransform, ffhq_quad, five_points
 from .errors import CorruptFileError, InvalidInputError, ModelNotFoundError
 from .imaging import check_image, resize_antialiased, to_uint8
 from .landmarks import LandmarkNet, default_weights_path, load_landmark_net, predict_landmarks, region_transform
+from .resampling import resample
 
 logger = logging.getLogger(__name__)
 
@@ -86,11 +87,13 @@ def detect_faces(
     *,
     yunet_path: str | Path | None = None,
     landmark_path: str | Path | None = None,
+    check_interrupt: Callable[[], None] = lambda: None,
 ) -> list[list[Face]]:
     """Find the faces in each photograph of a batch [B, 3, H, W] in [-1, 1]; per photograph largest first.
 
     detector: "yunet" (needs yunet_path and OpenCV), "cascade" (offline), or "auto": YuNet when yunet_path is given and
     OpenCV is installed, else the cascade. A photograph without a face gives an empty list, not an error.
+    check_interrupt: called before every search and every look at a find; may raise to stop.
     Raises InvalidInputError for an unknown detector or a missing OpenCV, ModelNotFoundError and CorruptFileError for
     the files.
     """
@@ -102,9 +105,10 @@ def detect_faces(
     found = []
     for single in image.detach().float().cpu().split(1):
         if detector == "yunet":
+            check_interrupt()
             faces = _detect_yunet(single, yunet_path)
         else:
-            faces = _detect_cascade(single, _cached_net(landmark_path))
+            faces = _detect_cascade(single, _cached_net(landmark_path), check_interrupt)
         found.append(sorted((face for face in faces if _is_face_shaped(face)), key=lambda face: -face.area))
     return found
 
@@ -305,18 +309,24 @@ def _cascade() -> Any:
     return Cascade(data.lbp_frontal_face_cascade_filename())
 
 
-def _detect_cascade(image: torch.Tensor, net: LandmarkNet) -> list[Face]:
+def _detect_cascade(image: torch.Tensor, net: LandmarkNet, check_interrupt: Callable[[], None]) -> list[Face]:
     longest = max(image.shape[-2:])
     for sides in _CASCADE_SIDES:
         # A picture is never enlarged, so all sides beyond its own are one.
-        distinct = sorted({min(side, longest) for side in sides})
+        copies = [_shrunk(image, side)[0] for side in sorted({min(side, longest) for side in sides})]
         for angle in _CASCADE_ANGLES:
             found: list[Face] = []
-            for number, side in enumerate(distinct):
-                boxes = _cascade_boxes(image, side, angle)
+            for number, small in enumerate(copies):
+                check_interrupt()
+                scale = np.array([image.shape[-1] / small.shape[-1], image.shape[-2] / small.shape[-2]])
                 least = _SURE_SCORE if number or angle else _NET_SCORE
-                faces = [_refine_box(net, image, centre, box_side, angle, least) for centre, box_side in boxes]
-                found = _without_doubles([*found, *(face for face in faces if face is not None)])
+                for centre, side in _cascade_boxes(small, angle):
+                    check_interrupt()
+                    x, y = (centre + 0.5) * scale - 0.5
+                    face = _refine_box(net, image, (float(x), float(y)), side * float(scale[1]), angle, least)
+                    if face is not None:
+                        found.append(face)
+                found = _without_doubles(found)
             if found:
                 return found
         if longest <= max(sides):
@@ -337,35 +347,36 @@ def _refine_box(
     return None
 
 
-def _cascade_boxes(image: torch.Tensor, side: int, angle: float) -> list[tuple[tuple[float, float], float]]:
-    """Boxes of the cascade as (centre in source pixels, side in source pixels), in a picture turned by `angle`."""
-    height, width = image.shape[-2:]
-    transform = None
-    if angle:
-        span = float(np.hypot(height, width))
-        ratio = max(max(height, width) / side, 1.0)
-        turned = region_transform(((width - 1) / 2, (height - 1) / 2), span, angle, (height, width))
-        transform = turned.with_output_size(max(1, round(span / ratio)))
-        small = align(image, transform)
-    else:
-        small, _ = _shrunk(image, side)
-    rows, columns = small.shape[-2:]
-    if min(rows, columns) < _CASCADE_WINDOW:
+def _cascade_boxes(small: torch.Tensor, angle: float) -> list[tuple[np.ndarray, float]]:
+    """Boxes of the cascade in a picture turned by `angle`, as (centre, side) in pixels of the picture as it is."""
+    if min(small.shape[-2:]) < _CASCADE_WINDOW:
         return []
+    searched, matrix = _turned(small, angle) if angle else (small, np.eye(2, 3))
+    rows, columns = searched.shape[-2:]
     smallest = max(_CASCADE_WINDOW, min(rows, columns) // 14)
     hits = _cascade().detect_multi_scale(
-        to_uint8(small)[0].numpy(), _CASCADE_STEP, 1, (smallest, smallest), (columns, rows), min_neighbor_number=2
+        to_uint8(searched)[0].numpy(), _CASCADE_STEP, 1, (smallest, smallest), (columns, rows), min_neighbor_number=2
     )
     boxes = []
     for hit in hits:
-        centre = np.array([hit["c"] + hit["width"] / 2 - 0.5, hit["r"] + hit["height"] / 2 - 0.5])
-        if transform is not None:
-            centre, scale = transform.crop_to_source(centre), transform.scale
-        else:
-            scale = height / rows
-            centre = (centre + 0.5) * np.array([width / columns, scale]) - 0.5
-        boxes.append(((float(centre[0]), float(centre[1])), float(hit["width"]) * scale))
+        middle = np.array([hit["c"] + hit["width"] / 2 - 0.5, hit["r"] + hit["height"] / 2 - 0.5])
+        boxes.append((matrix[:, :2] @ middle + matrix[:, 2], float(hit["width"])))
     return boxes
+
+
+def _turned(image: torch.Tensor, angle: float) -> tuple[torch.Tensor, np.ndarray]:
+    """Turn a picture by degrees into the frame that just holds it; returns it and the matrix back to the picture.
+
+    Its edge pixels go on into the corners: the border that `align` makes would cost more than the whole search.
+    """
+    height, width = image.shape[-2:]
+    cosine, sine = float(np.cos(np.deg2rad(angle))), float(np.sin(np.deg2rad(angle)))
+    columns = round(width * abs(cosine) + height * abs(sine))
+    rows = round(width * abs(sine) + height * abs(cosine))
+    turn = np.array([[cosine, -sine], [sine, cosine]])
+    middle = np.array([width - 1, height - 1]) / 2
+    matrix = np.column_stack([turn, middle - turn @ (np.array([columns - 1, rows - 1]) / 2)])
+    return resample(image, matrix, (rows, columns)).clamp(-1.0, 1.0), matrix
 
 
 def _refine(

@@ -16,9 +16,11 @@ DIRECTION_SUFFIXES = frozenset({".pt", ".pth", ".npy", ".npz", ".safetensors"})
 NO_MODEL = "none found"
 
 _FORMATS = {"rosinality", "nvidia-torch-pickle", "nvidia-tensorflow-pickle", "psp-checkpoint", "safetensors"}
-_ARCHITECTURES = {"generator": {"stylegan2"}, "encoder": {"e4e", "psp", "restyle-e4e", "restyle-psp"}}
+_ARCHITECTURES = {"generator": {"stylegan2"}, "encoder": {"e4e", "psp", "restyle-e4e", "restyle-psp"},
+                  "discriminator": {"stylegan2-discriminator"}}  # fmt: skip
 _NOT_DIRECTIONS = {"styleclip-global"}
-_A = {"generator": "a generator", "encoder": "an encoder", "direction": "a direction"}
+_A = {"generator": "a generator", "encoder": "an encoder", "direction": "a direction",
+      "discriminator": "a discriminator"}  # fmt: skip
 _SHOWN = 3  # names suggested in a message
 _DIRECTION_BYTES = 64 * 2**20  # no direction file is larger; weights are
 

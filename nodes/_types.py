@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from ..core.alignment import CropTransform
+from ..core.blending import match_mask
 from ..core.editing import Edit, LayerRange
 from ..core.encoders import Encoder
 from ..core.errors import GeneratorMismatchError, InvalidInputError
@@ -31,7 +33,6 @@ CropSocket = io.Custom(f"{PREFIX}_CROP")
 FaceLandmarksSocket = io.Custom("FACE_LANDMARKS")
 BoundingBoxSocket = io.Custom("BOUNDING_BOX")
 
-_NO_ALPHA = (64, 64)  # size of the empty mask LoadImage gives for an opaque picture
 _ACTIVATION_COPIES = 8  # tensors of the largest block's size alive at once in a forward pass, roughly
 
 
@@ -45,6 +46,7 @@ class GeneratorWire:
     network: Network
     dtype: torch.dtype = torch.float32  # of the convolutions on a GPU
     domain: str | None = None
+    source: str | Path | None = None  # catalogue id or file it was loaded from
 
     def dtype_on(self, device: torch.device) -> torch.dtype:
         """The chosen dtype; CPUs always draw in float32, where the short types are slower and worse."""
@@ -120,15 +122,18 @@ def mask_out(mask: Tensor) -> Tensor:
     return mask.detach()[:, 0].contiguous().float().to(intermediate_device())
 
 
-def painted(mask: Tensor | None, picture: Tensor) -> Tensor | None:
-    """The mask, or None for the empty one of 64x64 that LoadImage gives for a picture without transparency.
+def mask_in(mask: Tensor | None, inversion: Inversion) -> Tensor | None:
+    """MASK -> [B, 1, R, R] in 0..1 at the generator's size for each image of an inversion; None stays None."""
+    side = inversion.generator.resolution
+    return None if mask is None else match_mask(mask.float(), (side, side), len(inversion))
 
-    `picture` [B, C, H, W] is the one the mask belongs to: where that is 64x64 itself, an empty mask is a choice.
+
+def painted(mask: Tensor | None) -> Tensor | None:
+    """The mask, or None where nothing at all is selected.
+
+    LoadImage gives such a mask for a picture on which nobody painted: 64x64 without an alpha channel, else of its size.
     """
-    if mask is None:
-        return None
-    stands_for_none = tuple(mask.shape[-2:]) == _NO_ALPHA and tuple(picture.shape[-2:]) != _NO_ALPHA
-    return None if stands_for_none and not mask.any() else mask
+    return None if mask is None or not mask.any() else mask
 
 
 def check_finite(**numbers: float) -> None:
@@ -136,6 +141,13 @@ def check_finite(**numbers: float) -> None:
     for name, number in numbers.items():
         if not math.isfinite(number):
             raise InvalidInputError(f"Input {name!r} is {number}: expected a finite number.")
+
+
+def check_choice(name: str, value: object, options: Iterable[str]) -> None:
+    """Raises InvalidInputError unless the input is one of its options; old versions of ComfyUI do not look at them."""
+    known = list(options)
+    if value not in known:
+        raise InvalidInputError(f"Input {name!r} is {value!r}: expected one of {', '.join(map(repr, known))}.")
 
 
 def item(batch: Tensor, index: int) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..core.alignment import CropTransform, align, footprint_mask
 from ..core.errors import InvalidInputError
-from ..core.faces import Face, detect_faces, face_from_bounding_box, face_from_landmarks, select_face
+from ..core.faces import DETECTORS, Face, detect_faces, face_from_bounding_box, face_from_landmarks, select_face
 from ..model_registry import catalogue, hub
 from ._comfy import EXPERT, check_interrupt, io, progress, schema
 from ._types import (
@@ -21,6 +21,7 @@ from ._types import (
     FaceLandmarksSocket,
     GeneratorSocket,
     GeneratorWire,
+    check_choice,
     mask_out,
     to_comfy,
     to_core,
@@ -70,7 +71,7 @@ class GANInversionAlignFace(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "detector",
-                    options=["auto", "yunet", "cascade"],
+                    options=list(DETECTORS),
                     default="auto",
                     optional=True,
                     tooltip="yunet is the better detector (0.2 MB, downloaded into models/stylegan at first "
@@ -145,6 +146,8 @@ class GANInversionAlignFace(io.ComfyNode):
         mask_feather: float = 0.08,
     ) -> io.NodeOutput:
         """One aligned square for each photograph."""
+        check_choice("choose", choose, _CHOICES)
+        check_choice("detector", detector, DETECTORS)
         photos = to_core(image)
         frame = (photos.shape[2], photos.shape[3])
         side = size if generator is None else generator.generator.resolution
@@ -205,7 +208,7 @@ def _finder(count: int, detector: str, face_landmarks: Any, bounding_box: Any) -
         yunet = hub.fetch(_YUNET, progress=progress(), check_interrupt=check_interrupt)
     else:
         yunet = _yunet_file()
-    return lambda _, photo: (detect_faces(photo, detector, yunet_path=yunet)[0], [])
+    return lambda _, photo: (detect_faces(photo, detector, yunet_path=yunet, check_interrupt=check_interrupt)[0], [])
 
 
 def _usable(given: Sequence[Any], what: str, make: Callable[[Any], Face | None]) -> _Found:

@@ -8,9 +8,9 @@ from torch import Tensor
 from ..core.blending import MERGE_MODES, blend, feather, match_mask, merge_masks
 from ..core.imaging import resize_antialiased
 from ._comfy import io, schema
-from ._types import channels_first, channels_last, check_finite, common_batch, item, mask_out, painted
+from ._types import channels_first, channels_last, check_choice, check_finite, common_batch, item, mask_out, painted
 
-_TAKE, _KEEP = "image inside mask", "source inside mask"
+_MODES = _TAKE, _KEEP = "image inside mask", "source inside mask"
 
 
 class GANInversionBlend(io.ComfyNode):
@@ -43,7 +43,7 @@ class GANInversionBlend(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "mode",
-                    options=[_TAKE, _KEEP],
+                    options=list(_MODES),
                     default=_TAKE,
                     optional=True,
                     tooltip="What the mask selects: the part that comes from the image, or the part of the source to "
@@ -59,8 +59,9 @@ class GANInversionBlend(io.ComfyNode):
                 io.Mask.Input(
                     "painted_mask",
                     optional=True,
-                    tooltip="A second mask, such as one painted by hand, merged in. The empty 64x64 mask that Load "
-                    "Image gives for a picture without transparency counts as no mask, unless the source is 64x64.",
+                    tooltip="A second mask, such as one painted by hand, merged in. An entirely empty mask, which Load "
+                    "Image gives for a picture without transparency, counts as no mask: the first one stays as it is, "
+                    "whatever merge says.",
                 ),
                 io.Combo.Input(
                     "merge",
@@ -90,10 +91,12 @@ class GANInversionBlend(io.ComfyNode):
         merge: str = "union",
     ) -> io.NodeOutput:
         """Blends in ComfyUI's own range, so that untouched pixels keep their bits."""
+        check_choice("mode", mode, _MODES)
+        check_choice("merge", merge, MERGE_MODES)
         check_finite(feather=feather)
         base, new = channels_first(source, "source"), channels_first(image, "image")
         size = (base.shape[2], base.shape[3])
-        chosen = _merged(mask, painted(painted_mask, base), merge, size)
+        chosen = _merged(mask, painted(painted_mask), merge, size)
         batch = common_batch(source=len(base), image=len(new), mask=len(chosen))
         chosen = _softened(chosen, feather, grow)
         if tuple(new.shape[-2:]) != size:

@@ -9,9 +9,9 @@ from ..core.errors import InvalidInputError
 from ..core.imaging import from_pil
 from ..core.latents import sweep
 from ._comfy import io, load_models, progress, schema
-from ._types import DirectionSocket, InversionSocket, InversionWire, check_finite, to_comfy
+from ._types import DirectionSocket, InversionSocket, InversionWire, check_choice, check_finite, to_comfy
 
-_OWN, _CUSTOM = "direction's own", "from low to high"
+_RANGES = _OWN, _CUSTOM = "direction's own", "from low to high"
 
 
 class GANInversionDirectionSweep(io.ComfyNode):
@@ -43,7 +43,7 @@ class GANInversionDirectionSweep(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "range",
-                    options=[_OWN, _CUSTOM],
+                    options=list(_RANGES),
                     default=_OWN,
                     optional=True,
                     tooltip="Strengths between which the direction stays natural, or those given below.",
@@ -110,6 +110,7 @@ class GANInversionDirectionSweep(io.ComfyNode):
         cell: int = 256,
     ) -> io.NodeOutput:
         """Grid, frames and labels."""
+        check_choice("range", range, _RANGES)
         check_finite(low=low, high=high)
         if range == _CUSTOM and low == high:
             raise InvalidInputError(f"low and high are both {low:g}: expected two different strengths.")

@@ -14,12 +14,13 @@ from ._types import (
     GeneratorWire,
     InversionSocket,
     InversionWire,
+    check_choice,
     check_same_generator,
     layer_range,
 )
 from .load_direction import in_words
 
-_SEFA, _PCA, _PAIRS, _SETS = "SeFa", "PCA", "from pairs", "from two sets"
+_METHODS = _SEFA, _PCA, _PAIRS, _SETS = "SeFa", "PCA", "from pairs", "from two sets"
 _CALIBRATION_SAMPLES = 2000  # a second for the largest generator on a CPU
 
 
@@ -43,7 +44,7 @@ class GANInversionDiscoverDirections(io.ComfyNode):
                 GeneratorSocket.Input("generator", tooltip="From Load StyleGAN."),
                 io.Combo.Input(
                     "method",
-                    options=[_SEFA, _PCA, _PAIRS, _SETS],
+                    options=list(_METHODS),
                     default=_SEFA,
                     optional=True,
                     tooltip="SeFa and PCA need nothing else and take seconds. 'from pairs' and 'from two sets' need "
@@ -134,6 +135,7 @@ class GANInversionDiscoverDirections(io.ComfyNode):
         seed: int = 0,
     ) -> io.NodeOutput:
         """One direction."""
+        check_choice("method", method, _METHODS)
         network = generator.generator
         layers = layer_range(first_layer, last_layer, network.num_ws)
         load_models([generator.network])

@@ -9,7 +9,7 @@ from ..core.generator import Generator
 from ..model_registry import load_model
 from . import _models
 from ._comfy import Network, check_interrupt, io, progress, schema
-from ._types import GeneratorSocket, GeneratorWire
+from ._types import GeneratorSocket, GeneratorWire, check_choice
 
 _DTYPES = {"auto": torch.float32, "fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -62,6 +62,7 @@ class GANInversionLoadStyleGAN(io.ComfyNode):
     @classmethod
     def execute(cls, model: str, dtype: str = "auto") -> io.NodeOutput:
         """Downloads if needed, then loads."""
+        check_choice("dtype", dtype, _DTYPES)
         found = _models.resolve(model, "generator")
         loaded = load_model(found, progress=progress(), check_interrupt=check_interrupt)
         if not isinstance(loaded.module, Generator):
@@ -71,6 +72,7 @@ class GANInversionLoadStyleGAN(io.ComfyNode):
             )
         name = loaded.catalogue_id or loaded.path.name
         network = Network.of(loaded.module)
+        domain = _models.domain_of(loaded)
         return io.NodeOutput(
-            GeneratorWire(loaded.module, loaded.identity, name, network, _DTYPES[dtype], _models.domain_of(loaded))
+            GeneratorWire(loaded.module, loaded.identity, name, network, _DTYPES[dtype], domain, loaded.path)
         )

@@ -14,6 +14,7 @@ from ._types import (
     CropsWire,
     channels_first,
     channels_last,
+    check_choice,
     check_finite,
     common_batch,
     item,
@@ -21,8 +22,8 @@ from ._types import (
     painted,
 )
 
-_CROP, _PHOTO = "crop", "photo"
-_WHOLE, _FACE = "whole crop", "face"
+_MASKED = _CROP, _PHOTO = "crop", "photo"
+_REGIONS = _WHOLE, _FACE = "whole crop", "face"
 
 
 class GANInversionPasteBack(io.ComfyNode):
@@ -56,9 +57,9 @@ class GANInversionPasteBack(io.ComfyNode):
                 io.Mask.Input(
                     "mask",
                     optional=True,
-                    tooltip="Where the edit may show, 1 is there. Any size; one mask serves a whole batch. The empty "
-                    "64x64 mask that Load Image gives for a picture without transparency counts as no mask, unless the "
-                    "picture that mask_on names is 64x64.",
+                    tooltip="Where the edit may show, 1 is there. Any size; one mask serves a whole batch. An entirely "
+                    "empty mask, which Load Image gives for a picture without transparency, counts as no mask: the "
+                    "edit shows everywhere.",
                 ),
                 io.Float.Input(
                     "feather",
@@ -72,14 +73,14 @@ class GANInversionPasteBack(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "mask_on",
-                    options=[_CROP, _PHOTO],
+                    options=list(_MASKED),
                     default=_CROP,
                     optional=True,
                     tooltip="Which picture the mask was painted on: the aligned crop or the whole photograph.",
                 ),
                 io.Combo.Input(
                     "region",
-                    options=[_WHOLE, _FACE],
+                    options=list(_REGIONS),
                     default=_WHOLE,
                     optional=True,
                     tooltip="How much of the crop may change: all of it, or an oval from brows to chin, which leaves hair "
@@ -107,10 +108,12 @@ class GANInversionPasteBack(io.ComfyNode):
         region: str = _WHOLE,
     ) -> io.NodeOutput:
         """Pastes in ComfyUI's own range, so that untouched pixels keep their bits."""
+        check_choice("mask_on", mask_on, _MASKED)
+        check_choice("region", region, _REGIONS)
         check_finite(feather=feather)
         photos, crops = channels_first(photo, "photo"), channels_first(edited, "edited")
         before = None if unedited is None else channels_first(unedited, "unedited")
-        selection = painted(mask, crops if mask_on == _CROP else photos)
+        selection = painted(mask)
         selection = None if selection is None else selection.reshape(-1, *selection.shape[-2:])
         sizes = {"photo": len(photos), "edited": len(crops), "crop": len(crop.crops)}
         if before is not None:

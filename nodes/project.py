@@ -32,6 +32,7 @@ from ._types import (
     GeneratorWire,
     InversionSocket,
     InversionWire,
+    check_choice,
     check_finite,
     check_same_generator,
     common_batch,
@@ -41,7 +42,7 @@ from ._types import (
     to_core,
 )
 
-_MULTI_SCALE, _LPIPS = "multi-scale", "lpips-vgg"
+_DISTANCES = _MULTI_SCALE, _LPIPS = "multi-scale", "lpips-vgg"
 _SPACES = {"W+": "w-plus", "W": "w"}
 _GRADIENT_COPIES = 4  # activations kept for the backward pass, in forward passes
 
@@ -125,7 +126,7 @@ class GANInversionProject(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "distance",
-                    options=[_MULTI_SCALE, _LPIPS],
+                    options=list(_DISTANCES),
                     default=_MULTI_SCALE,
                     optional=True,
                     **EXPERT,
@@ -157,6 +158,8 @@ class GANInversionProject(io.ComfyNode):
         distance: str = _MULTI_SCALE,
     ) -> io.NodeOutput:
         """One optimisation after another, so that memory does not grow with the batch."""
+        check_choice("space", space, _SPACES)
+        check_choice("distance", distance, _DISTANCES)
         check_finite(learning_rate=learning_rate, pull_to_average=pull_to_average)
         target = fit_to_generator(to_core(image), generator.generator)
         count = len(target)

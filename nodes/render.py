@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from ._comfy import EXPERT, io, progress, schema
 from ._drawing import draw
-from ._types import InversionSocket, InversionWire, to_comfy
+from ._types import InversionSocket, InversionWire, check_choice, to_comfy
+
+_NOISES = ("const", "none")
 
 
 class GANInversionRender(io.ComfyNode):
@@ -26,7 +28,7 @@ class GANInversionRender(io.ComfyNode):
                 InversionSocket.Input("inversion", tooltip="From Apply Direction, Encode, Project or Sample."),
                 io.Combo.Input(
                     "noise",
-                    options=["const", "none"],
+                    options=list(_NOISES),
                     default="const",
                     optional=True,
                     **EXPERT,
@@ -46,6 +48,7 @@ class GANInversionRender(io.ComfyNode):
     @classmethod
     def execute(cls, inversion: InversionWire, noise: str = "const") -> io.NodeOutput:
         """One pass for each image, two where there is an edit."""
+        check_choice("noise", noise, _NOISES)
         count = len(inversion.inversion)
         edited = bool(inversion.edit.terms)
         report = progress(count * (1 + edited))

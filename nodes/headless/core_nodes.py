@@ -27,6 +27,7 @@ _NO_ALPHA = (64, 64)  # size of the empty mask that comes with an opaque picture
 _SAVE_COMPRESSION, _PREVIEW_COMPRESSION = 4, 1
 _IMAGE_TYPES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
 _COLOURS = ["red", "green", "blue"]
+_WHITE = {"I": 65535.0, "F": 1.0}  # of grey pictures deeper than 8 bits, by the first letter of PIL's mode
 
 
 def _pictures() -> list[str]:
@@ -75,8 +76,20 @@ def _digest(name: str) -> str:
     return hashlib.sha256(_picture_file(name).read_bytes()).hexdigest()
 
 
-def _channel(picture: Image.Image, band: str) -> Tensor:
-    return torch.from_numpy(np.asarray(picture.getchannel(band), dtype=np.float32) / 255.0)
+def _colours(picture: Image.Image) -> Tensor:
+    """[H, W, 3] in 0..1, what is transparent in its own colour."""
+    white = _WHITE.get(picture.mode[0])
+    if white is None:
+        return torch.from_numpy(np.asarray(picture.convert("RGB"), dtype=np.float32) / 255.0)
+    # PIL would clip deep grey to 8 bits, which turns nearly all of it white.
+    grey = np.clip(np.asarray(picture).astype(np.float32) / white, 0.0, 1.0)
+    return torch.from_numpy(np.repeat(grey[..., None], 3, axis=-1))
+
+
+def _has_alpha(picture: Image.Image) -> bool:
+    """Whether its mask has its own size, full or empty: so have those of all palette pictures."""
+    has_colours = picture.mode[0] not in _WHITE
+    return has_colours and (picture.mode == "P" or "A" in picture.getbands() or "transparency" in picture.info)
 
 
 class LoadImage(io.ComfyNode):
@@ -95,23 +108,26 @@ class LoadImage(io.ComfyNode):
 
     @classmethod
     def execute(cls, image: str) -> io.NodeOutput:
-        """RGB [N, H, W, 3] and 1 - alpha [N, H, W]; N is the number of frames of an animation."""
+        """RGB [N, H, W, 3] and 1 - alpha [N, H, W]; N is the number of frames of an animation.
+
+        A picture without an alpha channel gives empty masks of 64x64.
+        """
         picture = _open(image)
         frames: list[Tensor] = []
         masks: list[Tensor] = []
-        size = None
+        size, has_alpha = None, False
         for raw in ImageSequence.Iterator(picture):
             frame = ImageOps.exif_transpose(raw)
-            if frame.mode == "I":
-                frame = frame.point(lambda value: value * (1 / 255))
-            colours = frame.convert("RGB")
-            size = size or colours.size
-            if colours.size != size:
+            if size is None:
+                size, has_alpha = frame.size, _has_alpha(frame)
+            if frame.size != size:
                 continue
-            frames.append(torch.from_numpy(np.asarray(colours, dtype=np.float32) / 255.0))
-            if frame.mode == "P" and "transparency" in frame.info:
-                frame = frame.convert("RGBA")
-            masks.append(1.0 - _channel(frame, "A") if "A" in frame.getbands() else torch.zeros(_NO_ALPHA))
+            frames.append(_colours(frame))
+            if has_alpha:
+                alpha = np.asarray(frame.convert("RGBA").getchannel("A"), dtype=np.float32)
+                masks.append(1.0 - torch.from_numpy(alpha / 255.0))
+            else:
+                masks.append(torch.zeros(_NO_ALPHA))
             if picture.format == "MPO":  # its further pictures are other views, not frames
                 break
         return io.NodeOutput(torch.stack(frames), torch.stack(masks))

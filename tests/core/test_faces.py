@@ -11,6 +11,7 @@ import pytest
 import torch
 from skimage import data
 
+from gan_inversion.core import alignment
 from gan_inversion.core import faces as faces_module
 from gan_inversion.core.alignment import align, five_points
 from gan_inversion.core.errors import CorruptFileError, InvalidInputError, ModelNotFoundError
@@ -111,6 +112,56 @@ def test_frame_without_a_face_gives_none_and_is_reported(caplog):
     assert chosen[0] is not None and chosen[1] is None
     assert "image 1 of 2" in caplog.text
     assert detect_faces(wall, "cascade") == [[]]
+
+
+def test_the_turned_search_makes_no_faded_border(monkeypatch):
+    # That of a large picture took minutes where there was no face.
+    monkeypatch.setattr(alignment, "pad_fading", lambda *_, **__: pytest.fail("made the border that crops have"))
+    assert detect_faces(torch.full((1, 3, 120, 200), 0.3), "cascade") == [[]]
+
+
+def test_a_strip_that_holds_no_face_is_not_searched(monkeypatch):
+    monkeypatch.setattr(faces_module, "_cascade", lambda: pytest.fail("searched"))
+    assert detect_faces(torch.zeros(1, 3, 4, 900), "cascade") == [[]]
+
+
+@pytest.mark.parametrize("angle", [-25.0, 25.0])
+def test_turned_picture_and_the_way_back(angle):
+    y, x = torch.meshgrid(torch.linspace(-1, 1, 60), torch.linspace(-1, 1, 90), indexing="ij")
+    turned, matrix = faces_module._turned(torch.stack([x, y, 0 * x])[None], angle)
+    rows, columns = turned.shape[-2:]
+    assert (columns, rows) == (round(90 * 0.9063 + 60 * 0.4226), round(90 * 0.4226 + 60 * 0.9063))
+    assert np.degrees(np.arctan2(matrix[1, 0], matrix[0, 0])) == pytest.approx(angle)
+    inside = 0
+    for u, v in ((columns // 2, rows // 2), (columns // 2 + 15, rows // 2 - 10), (columns // 3, rows // 2)):
+        at = matrix @ (u, v, 1)
+        expected = at / [89, 59] * 2 - 1
+        inside += bool(np.abs(expected).max() < 0.9)
+        assert np.allclose(turned[0, :2, v, u].numpy(), expected, atol=4e-3)  # 0.1 pixels
+    assert inside == 3
+
+
+def test_an_interrupt_ends_the_search_between_two_trials():
+    class Stopped(Exception):
+        pass
+
+    calls = []
+
+    def at(call):
+        def check():
+            calls.append(call)
+            if len(calls) == call:
+                raise Stopped
+
+        return check
+
+    wall = torch.full((1, 3, 100, 100), 0.3)
+    detect_faces(wall, "cascade", check_interrupt=at(None))
+    assert len(calls) == 3  # one for each angle
+    calls.clear()
+    with pytest.raises(Stopped):
+        detect_faces(wall, "cascade", check_interrupt=at(2))
+    assert len(calls) == 2
 
 
 def test_tiny_picture_has_no_face_and_raises_nothing():

@@ -76,6 +76,38 @@ def test_an_opaque_pictures_empty_mask_counts_as_none(server):
     assert (with_mask == without).all() and changed(with_mask).any()
 
 
+def opaque(mode: str) -> Image.Image:
+    """The photograph in a form whose empty mask has the picture's size in some or all versions of ComfyUI."""
+    return Image.fromarray(PHOTO).convert(mode)
+
+
+@finds_faces
+@pytest.mark.parametrize("mode", ["RGBA", "P"])
+@pytest.mark.parametrize("mask_on", ["crop", "photo"])
+def test_an_opaque_pictures_mask_of_its_own_size_counts_as_none(server, put, mode, mask_on):
+    name = put(opaque(mode), f"opaque-{mode}.png")
+    masked = edited(name, mask=["photo", 1], mask_on=mask_on)
+    with_mask, without = (server.pictures(server.run(workflow), "save")[0] for workflow in (masked, edited(name)))
+    assert (with_mask == without).all() and changed(with_mask, np.asarray(opaque(mode).convert("RGB")))[MOUTH].any()
+
+
+@pytest.mark.parametrize("merge", ["union", "intersect", "replace", "subtract"])
+def test_an_opaque_pictures_mask_leaves_blends_own_as_it_is(server, put, merge):
+    size = {"width": 512, "height": 512}
+    workflow = {
+        "photo": core("LoadImage", image=put(opaque("RGBA"), "opaque-blend.png")),
+        "red": core("EmptyImage", batch_size=1, color=0xFF0000, **size),
+        "all": core("SolidMask", value=1.0, **size),
+        "blend": node(
+            "Blend", source=["photo", 0], image=["red", 0], mask=["all", 0], painted_mask=["photo", 1], merge=merge,
+            feather=0.0,
+        ),
+        "save": core("SaveImage", images=["blend", 0], filename_prefix="blend"),
+    }  # fmt: skip
+    (pixels,) = server.pictures(server.run(workflow), "save")
+    assert (pixels == (255, 0, 0)).all()
+
+
 @finds_faces
 def test_a_painted_mask_joins_a_drawn_one_in_blend(server, put):
     name = put(painted((slice(0, 256), slice(None))), "upper.png")
@@ -117,10 +149,15 @@ def test_pictures_of_every_kind(server, put, mode):
 
 
 @finds_faces
-@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "P"])
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "P", "I;16"])
 def test_same_pixels_as_without_comfyui(server, put, tmp_path, monkeypatch, mode):
-    picture = painted(MOUTH) if mode == "RGBA" else Image.fromarray(PHOTO).convert(mode)
-    with_mask = {"mask": ["photo", 1], "mask_on": "photo"} if mode == "RGBA" else {}
+    if mode == "I;16":
+        if server.version < (0, 4):
+            pytest.skip("this version of ComfyUI reads grey of 16 bits as nearly white")
+        picture = Image.fromarray(np.asarray(Image.fromarray(PHOTO).convert("L")).astype(np.uint16) * 257)
+    else:
+        picture = painted(MOUTH) if mode == "RGBA" else Image.fromarray(PHOTO).convert(mode)
+    with_mask = {"mask": ["photo", 1], "mask_on": "photo"} if mode in ("RGBA", "P") else {}
     workflow = edited(put(picture, f"same-{mode}.png"), **with_mask)
     (pixels,) = server.pictures(server.run(workflow), "save")
     shutil.copytree(server.base / "models" / "stylegan", tmp_path / "models")

@@ -131,20 +131,43 @@ def test_faces_of_a_wrong_type_are_refused(run, photo, given):
             run("AlignFace", image=photo, size=32, **{name: given})
 
 
-def test_an_empty_mask_of_64_pixels_counts_where_the_picture_has_that_size(run):
-    photo, empty = torch.rand(1, 64, 64, 3), torch.zeros(1, 64, 64)
+@pytest.mark.parametrize("side", [64, 32, 48])  # LoadImage's without an alpha channel, the crop's, the photograph's
+def test_an_entirely_empty_mask_counts_as_none(run, side):
+    photo, empty = torch.rand(1, 48, 48, 3), torch.zeros(1, side, side)
     aligned, crop, *_ = run("AlignFace", image=photo, size=32, face_landmarks=faces([FIVE]))
-    options = {"photo": photo, "edited": 1 - aligned, "crop": crop, "mask": empty}
-    assert torch.equal(run("PasteBack", mask_on="photo", **options)[0], photo)
-    assert not torch.equal(run("PasteBack", mask_on="crop", **options)[0], photo)
-    large = torch.nn.functional.interpolate((1 - aligned).movedim(-1, 1), (64, 64)).movedim(1, -1)
-    assert torch.equal(run("PasteBack", mask_on="crop", **{**options, "edited": large})[0], photo)
-    other, mask = torch.rand(1, 64, 64, 3), torch.ones(1, 64, 64)
-    blended, used = run("Blend", source=photo, image=other, mask=mask, painted_mask=empty, merge="replace", feather=0.0)
-    assert torch.equal(blended, photo) and not used.any()
-    small = photo[:, :32, :32]
-    options = {"image": other[:, :32, :32], "mask": mask, "painted_mask": empty, "merge": "replace", "feather": 0.0}
-    assert torch.equal(run("Blend", source=small, **options)[0], other[:, :32, :32])
+    options = {"photo": photo, "edited": 1 - aligned, "crop": crop}
+    whole, used = run("PasteBack", **options)
+    assert not torch.equal(whole, photo)
+    for mask_on in ("crop", "photo"):
+        pasted, where = run("PasteBack", mask=empty, mask_on=mask_on, **options)
+        assert torch.equal(pasted, whole) and torch.equal(where, used)
+    first = torch.zeros(1, 48, 48)
+    first[:, 20:] = 1
+    for merge in ("union", "intersect", "replace", "subtract"):
+        options = {"source": photo, "image": 1 - photo, "mask": first, "feather": 0.0}
+        _, used = run("Blend", painted_mask=empty, merge=merge, **options)
+        assert torch.equal(used, first)
+    assert not run("Blend", source=photo, image=1 - photo, mask=empty)[1].any()
+
+
+def test_an_empty_mask_among_painted_ones_is_kept(run):
+    photo, masks = torch.rand(2, 48, 48, 3), torch.zeros(2, 48, 48)
+    masks[1] = 1
+    aligned, crop, *_ = run("AlignFace", image=photo, size=32, face_landmarks=faces([FIVE], [FIVE]))
+    pasted, _ = run("PasteBack", photo=photo, edited=1 - aligned, crop=crop, mask=masks, mask_on="photo")
+    assert torch.equal(pasted[0], photo[0]) and not torch.equal(pasted[1], photo[1])
+
+
+def test_a_search_for_faces_stops_at_an_interrupt(run, monkeypatch):
+    class Stopped(Exception):
+        pass
+
+    def stop():
+        raise Stopped
+
+    monkeypatch.setattr(align_face, "check_interrupt", stop)
+    with pytest.raises(Stopped):
+        run("AlignFace", image=torch.rand(1, 48, 48, 3), detector="cascade")
 
 
 def test_real_photograph_without_any_download(run, monkeypatch):

@@ -288,6 +288,38 @@ def test_transparency_becomes_a_mask_and_exif_turns_the_picture(runner):
     assert results["4"][0][0, 0].tolist() == pytest.approx([100 / 255] * 3 + [0] * 3)
 
 
+def loaded(runner, picture, name="a.png", **options):
+    picture.save(runner.input_dir / name, **options)
+    return runner.run(picture_workflow(name)).results["1"]
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.tif"])
+def test_grey_of_16_bits_keeps_its_depth(runner, name):
+    grey = np.array([[0, 1, 32768, 65535]], np.uint16)
+    image, mask = loaded(runner, Image.fromarray(grey), name)
+    assert torch.allclose(image[0, 0, :, 1], torch.tensor([0, 1, 32768, 65535]) / 65535, atol=1e-7)
+    assert image.shape == (1, 1, 4, 3) and image.dtype == torch.float32 and mask.shape == (1, 64, 64)
+
+
+def test_float_grey_is_taken_from_0_to_1(runner):
+    image, _ = loaded(runner, Image.fromarray(np.array([[-1, 0.25, 1, 7]], np.float32)), "a.tif")
+    assert image[0, 0, :, 2].tolist() == [0, 0.25, 1, 1]
+
+
+def test_palette_pictures_have_a_mask_of_their_size(runner):
+    picture = Image.new("P", (6, 4), 1)
+    picture.putpalette([0, 0, 0, 255, 128, 0])
+    image, mask = loaded(runner, picture)
+    assert image.shape == (1, 4, 6, 3) and mask.shape == (1, 4, 6) and not mask.any()
+    _, mask = loaded(runner, picture, transparency=1)
+    assert mask.shape == (1, 4, 6) and mask.min() == 1
+    _, mask = loaded(runner, Image.new("RGB", (6, 4), "red"), transparency=(255, 0, 0))
+    assert mask.shape == (1, 4, 6) and mask.min() == 1
+    frames = [Image.new("RGB", (6, 4), colour) for colour in ("red", "green", "blue")]
+    image, mask = loaded(runner, frames[0], "a.gif", save_all=True, append_images=frames[1:])
+    assert image.shape == (3, 4, 6, 3) and mask.shape == (3, 4, 6) and not mask.any()
+
+
 @pytest.mark.parametrize("name", ["../secret.png", "/etc/passwd", "missing.png"])
 def test_pictures_come_from_the_input_folder_only(runner, name):
     with pytest.raises(WorkflowError, match="leads outside the input folder|does not exist"):
