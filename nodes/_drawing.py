@@ -55,3 +55,9 @@ def fit_to_generator(image: Tensor, generator: Generator, encoder: Encoder | Non
         above = (width - height) // 2
         image = F.pad(image, (0, 0, above, width - height - above), value=-1.0)
     return resize_antialiased(image, generator.resolution).clamp(-1.0, 1.0)
+
+
+def tinted(image: Tensor, mask: Tensor, strength: float = 0.55) -> Tensor:
+    """The pictures [B, 3, H, W] in [-1, 1] with a mask [B, 1, H, W] laid over them in red."""
+    red = image.new_tensor([1.0, -0.8, -0.8])[:, None, None].expand_as(image)
+    return torch.lerp(image, red, strength * mask.to(image))

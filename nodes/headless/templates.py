@@ -57,6 +57,7 @@ class Template:
     note: str  # Markdown
     steps: Mapping[int, Step]
     groups: Sequence[Group]
+    thumbnail: Sequence[int] = ()  # nodes whose pictures it shows side by side; empty: see `thumbnails`
 
 
 def to_api(template: Template) -> Workflow:
@@ -263,6 +264,60 @@ One photograph at several strengths of a direction: the way to see what a direct
 
 The encoder runs once. Connect a second direction to *second_direction* for a two-dimensional grid."""
 
+_DHR_NOTE = """\
+## Keep what the generator cannot draw
+
+An inversion is the photograph as the generator can draw it: hair, clothes and background become others. *DHR Refine* brings
+them back, so that the edit happens on the person who was photographed.
+
+1. **Load Image**: choose a photograph that shows a face from the front.
+2. Press Run. The refinement takes a quarter of a minute on a CPU with the models that come with the pack.
+3. Compare the two edits on the right: *Plain edit* is made without refinement, *Refined edit* with it.
+4. Move **strength** and run again: DHR does not run again.
+
+What to look at: *Where it cannot draw* tints that part red, *Mask* is the same part in white. An edit changes nothing there,
+so a box over mouth and cheeks, which lie at the same place in every aligned photograph, is subtracted (**merge**). For an edit
+that moves other parts move the box, or paint a mask: save *Aligned photograph*, open it in a second *Load Image*, paint in
+its mask editor, and connect its mask. A higher **threshold** makes the red part smaller.
+
+For more likeness raise **steps**; with an FFHQ generator use a GPU. *bisenet-face-parsing* as **face_parser** knows the
+parts of a face and finds better masks (53 MB, non-commercial)."""
+
+_PTI_STEPS, _NEAR_PERFECT_STEPS = 150, 100  # a fraction of the usual ones: templates must run on a slow CPU
+
+_PTI_NOTE = f"""\
+## Teach the generator a photograph (PTI)
+
+*Tune Generator* changes the generator's weights, for this photograph alone, until it draws it from the code that the encoder
+found. The code stays where edits work.
+
+1. **Load Image**: choose a photograph that shows a face from the front.
+2. Press Run. The tuning takes half a minute on a CPU with the models that come with the pack.
+3. Compare the two edits on the right: *Plain edit* is made without tuning, *Tuned edit* with it.
+4. Move **strength** and run again: the tuning does not run again.
+
+What to look at: whether it is the same person in *Tuned inversion*, and whether the smile is as good as in *Plain edit*.
+Tuning stops here after {_PTI_STEPS} steps; the method's usual 350 come closer. If edits look broken, lower **steps** or switch
+**locality** on."""
+
+_NEAR_PERFECT_NOTE = f"""\
+## Teach the generator a photograph (near-perfect inversion)
+
+Like PTI, but the generator is tuned against its discriminator, which looks at the photograph and at random faces in turn:
+that keeps the tuned generator a generator of faces.
+
+1. **Load Image**: choose a photograph that shows a face from the front.
+2. Press Run. The tuning takes up to a minute on a CPU with the models that come with the pack.
+3. Compare the two edits on the right: *Plain edit* is made without tuning, *Tuned edit* with it.
+4. Move **strength** and run again: the tuning does not run again.
+
+What to look at: whether it is the same person in *Tuned inversion*, down to clothes and background, and whether eyes and
+teeth of *Tuned edit* are as clean as in *Plain edit*. Tuning stops here after {_NEAR_PERFECT_STEPS} steps, while hair is still
+soft; 300 come closer.
+
+The method needs the generator's own discriminator: it comes with the pack for the bundled generator, and NVIDIA's .pkl files
+hold it."""
+
 _LOADERS = {
     1: Step("LoadImage", 0, {"image": "portrait.png"}),
     2: Step("GANInversionLoadStyleGAN", 0, {"model": "portraits"}),
@@ -274,6 +329,59 @@ _LOADERS = {
     ),
     7: Step("GANInversionLoadDirection", 3, {"direction": "portraits-smile"}),
 }  # fmt: skip
+
+_REFINED = {
+    **_LOADERS,
+    7: Step("GANInversionLoadDirection", 5, {"direction": "portraits-smile"}),
+    8: Step("PreviewImage", 2, links={"images": (4, 0)}, title="Aligned photograph"),
+}
+_REFINED_GROUPS = (Group("Photograph and models", (1, 2, 3)), Group("Find the face and invert it", (4, 5, 6, 8)))
+_STRENGTH = 1.0
+
+
+def _compared(refined: Link, word: str, *, prefix: str, first: int) -> dict[int, Step]:
+    """The same edit of the plain and of the refined inversion, from node `first` on: sliders, renders, pictures."""
+    slider, render, picture = first, first + 2, first + 4
+    return {
+        slider: Step(
+            "GANInversionApplyDirection", 5, {"strength": _STRENGTH}, {"inversion": (6, 0), "direction": (7, 0)},
+            title="Edit the plain inversion",
+        ),
+        slider + 1: Step(
+            "GANInversionApplyDirection", 5, {"strength": _STRENGTH}, {"inversion": refined, "direction": (7, 0)},
+            title=f"Edit the {word.lower()} inversion",
+        ),
+        render: Step("GANInversionRender", 6, links={"inversion": (slider, 0)}),
+        render + 1: Step("GANInversionRender", 6, links={"inversion": (slider + 1, 0)}),
+        picture: Step("PreviewImage", 7, links={"images": (render, 0)}, title="Plain edit"),
+        picture + 1: Step(
+            "SaveImage", 7, {"filename_prefix": prefix}, {"images": (render + 1, 0)}, title=f"{word} edit"
+        ),
+    }  # fmt: skip
+
+
+def _tuning(name: str, note: str, values: Mapping[str, Any]) -> Template:
+    return Template(
+        name=name,
+        note=note,
+        steps={
+            **_REFINED,
+            9: Step("GANInversionTuneGenerator", 3, values, {"inversion": (6, 0)}),
+            10: Step("PreviewAny", 3, links={"source": (9, 2)}, title="Tuning report"),
+            11: Step("PreviewImage", 4, links={"images": (6, 1)}, title="Plain inversion"),
+            12: Step("PreviewImage", 4, links={"images": (9, 1)}, title="Tuned inversion"),
+            **_compared((9, 0), "Tuned", prefix=name, first=13),
+        },
+        groups=(
+            *_REFINED_GROUPS,
+            Group("Tune", (9, 10, 11, 12)),
+            Group("Edit: move both sliders", (7, 13, 14)),
+            Group("Draw both", (15, 16)),
+            Group("Compare", (17, 18)),
+        ),
+        thumbnail=(8, 17, 12, 18),
+    )
+
 
 TEMPLATES = (
     Template(
@@ -313,6 +421,35 @@ TEMPLATES = (
             Group("Results", (9, 10)),
         ),
     ),
+    Template(
+        name="dhr_refine",
+        note=_DHR_NOTE,
+        steps={
+            **_REFINED,
+            20: Step("SolidMask", 3, {"value": 0.0, "width": 128, "height": 128}, title="The aligned photograph"),
+            21: Step("SolidMask", 3, {"value": 1.0, "width": 56, "height": 58}, title="What a smile moves"),
+            22: Step(
+                "MaskComposite", 3, {"x": 36, "y": 56, "operation": "add"}, {"destination": (20, 0), "source": (21, 0)},
+                title="Mouth and cheeks",
+            ),
+            9: Step("GANInversionDHRRefine", 3, {"merge": "subtract"}, {"inversion": (6, 0), "mask": (22, 0)}),
+            10: Step("PreviewAny", 3, links={"source": (9, 4)}, title="Refinement report"),
+            11: Step("PreviewImage", 4, links={"images": (9, 3)}, title="Where it cannot draw"),
+            12: Step("MaskToImage", 4, links={"mask": (9, 2)}),
+            13: Step("PreviewImage", 4, links={"images": (12, 0)}, title="Mask"),
+            **_compared((9, 0), "Refined", prefix="dhr_refine", first=14),
+        },
+        groups=(
+            *_REFINED_GROUPS,
+            Group("Refine", (9, 10, 11, 12, 13, 20, 21, 22)),
+            Group("Edit: move both sliders", (7, 14, 15)),
+            Group("Draw both", (16, 17)),
+            Group("Compare", (18, 19)),
+        ),
+        thumbnail=(8, 18, 19, 11),
+    ),
+    _tuning("tune_pti", _PTI_NOTE, {"steps": _PTI_STEPS}),
+    _tuning("tune_near_perfect", _NEAR_PERFECT_NOTE, {"method": "near-perfect", "steps": _NEAR_PERFECT_STEPS}),
 )  # fmt: skip
 
 

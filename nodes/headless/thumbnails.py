@@ -1,12 +1,15 @@
 """Draws the templates' thumbnails by running them on the astronaut that comes with scikit-image.
 
-`python -m gan_inversion.nodes.headless.thumbnails` writes workflows/NAME.jpg beside every template.
+`python -m gan_inversion.nodes.headless.thumbnails [NAME ...]` writes workflows/NAME.jpg beside these templates, or all.
 """
 
 from __future__ import annotations
 
+import sys
 import tempfile
+from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import Any
 
 from PIL import Image, ImageChops
 
@@ -21,21 +24,31 @@ _MARGIN = 0.25  # kept around what changed, in sizes of the change
 _JPEG_QUALITY = 88
 
 
-def write_thumbnails(folder: Path = WORKFLOWS) -> list[Path]:
-    """Runs every template and writes what it shows: before and after where it edits a photograph, else its last picture."""
+def write_thumbnails(folder: Path = WORKFLOWS, names: Collection[str] = ()) -> list[Path]:
+    """Runs templates, all or those named, and writes what they show.
+
+    That is the pictures that a template names for it side by side, or else before and after where it edits a photograph,
+    or else its last picture.
+    """
     from skimage import data
 
     photograph = Image.fromarray(data.astronaut())
     written = []
     for template in TEMPLATES:
+        if names and template.name not in names:
+            continue
         with tempfile.TemporaryDirectory(prefix="gan-inversion-") as scratch:
             photograph.save(Path(scratch) / _PHOTOGRAPH)
             workflow = read_workflow(folder / "api" / f"{template.name}.json")
             loaders = [node for node, content in workflow.items() if content["class_type"] == "LoadImage"]
             workflow = with_values(workflow, [f"{node}.image={_PHOTOGRAPH}" for node in loaders])
             result = Runner(input_dir=Path(scratch), output_dir=Path(scratch) / "out").run(workflow)
-            with Image.open(result.images[-1]) as opened:
-                picture = opened.convert("RGB")
+            out = Path(scratch) / "out"
+            if template.thumbnail:
+                picture = side_by_side([_first_picture(result.outputs[str(i)], out) for i in template.thumbnail])
+            else:
+                with Image.open(result.images[-1]) as opened:
+                    picture = opened.convert("RGB")
         if picture.size == photograph.size:
             box = _around(ImageChops.difference(photograph, picture).getbbox() or (0, 0, *picture.size), picture.size)
             picture = side_by_side([photograph.crop(box), picture.crop(box)])
@@ -46,6 +59,14 @@ def write_thumbnails(folder: Path = WORKFLOWS) -> list[Path]:
     return written
 
 
+def _first_picture(shown: Mapping[str, Any], out: Path) -> Image.Image:
+    """What an output node shows first; `out` is the output folder, which holds the temporary one."""
+    entry = shown["images"][0]
+    place = out if entry["type"] == "output" else out / "temp"
+    with Image.open(place / entry["subfolder"] / entry["filename"]) as opened:
+        return opened.convert("RGB")
+
+
 def _around(box: tuple[int, int, int, int], size: tuple[int, int]) -> tuple[int, int, int, int]:
     """The box and some of what surrounds it, within the picture."""
     left, top, right, bottom = box
@@ -54,4 +75,4 @@ def _around(box: tuple[int, int, int, int], size: tuple[int, int]) -> tuple[int,
 
 
 if __name__ == "__main__":
-    write_thumbnails()
+    write_thumbnails(names=sys.argv[1:])

@@ -48,6 +48,11 @@ class Server:
         """The same as data."""
         return json.loads(self.call(path))
 
+    @property
+    def version(self) -> tuple[int, ...]:
+        """ComfyUI's own, such as (0, 3, 64)."""
+        return tuple(map(int, re.findall(r"\d+", self.json("/system_stats")["system"]["comfyui_version"])[:3]))
+
     def options(self, node_id: str, name: str) -> list[str]:
         """What a list of a node offers now."""
         inputs = self.json(f"/object_info/{node_id}")[node_id]["input"]

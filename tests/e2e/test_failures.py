@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from ..nodes.tiny_models import FILES, every_node
+from ..nodes.tiny_models import DISCRIMINATOR, FILES, every_node
 from .conftest import CORRUPT, ELSEWHERE, WIDE
 from .server import Refused
 from .workflows import core, edited, node, sampled
@@ -92,6 +92,13 @@ FAILS = {
     "layers the generator has not": (
         with_inputs(edited(), "slider", first_layer=3, last_layer=12), "slider", "InvalidInputError", "last_layer 12",
     ),
+    "no discriminator": (
+        {
+            **{key: value for key, value in sampled().items() if key in ("g", "sample")},
+            "tune": node("TuneGenerator", inversion=["sample", 0], method="near-perfect", steps=1),
+            "save": core("PreviewImage", images=["tune", 1]),
+        }, "tune", "ModelNotFoundError", "choose the discriminator's file",
+    ),
     "saved outside": (_saved_outside(), "file", "InvalidInputError", "output folder"),
 }  # fmt: skip
 
@@ -106,14 +113,39 @@ def test_an_error_of_ours_reaches_the_user(server, case):
     assert not list(server.base.glob("outside*"))
 
 
-def test_an_unknown_choice_does_not_run(server):
+CHOICES = {  # node of a workflow -> its input
+    "g": "dtype",
+    "render": "noise",
+    "align": "detector",
+    "paste": "mask_on",
+    "project": "distance",
+    "blend": "merge",
+    "sefa": "method",
+    "sweep": "range",
+    "dhr": "face_parser",
+    "tune": "pivot",
+}
+
+
+def up_to(workflow: dict, key: str) -> dict:
+    """One node of a workflow with all that leads to it, and an output that asks for it."""
+    needed = [key]
+    for name in needed:  # grows on the way
+        needed += [value[0] for value in workflow[name]["inputs"].values() if isinstance(value, list)]
+    return {name: workflow[name] for name in needed} | {"shown": core("PreviewAny", source=[key, 0])}
+
+
+@pytest.mark.parametrize("key", CHOICES)
+def test_an_unknown_choice_does_not_run(server, key):
     # ComfyUI 0.3.64 does not check choices of this kind of node, so the node itself has to.
-    workflow = sampled(dtype="fp8")
-    try:
-        told = json.dumps(server.failure(workflow))
-    except Refused as refused:
-        told = str(refused)
-    assert "fp8" in told
+    workflow = with_inputs(up_to(every_node(), key), key, **{CHOICES[key]: "fp8"})
+    if server.version < (0, 4):
+        told = server.failure(workflow)
+        assert told["node_id"] == key and told["exception_type"].endswith("InvalidInputError")
+        assert f"Input '{CHOICES[key]}' is 'fp8': expected one of" in told["exception_message"]
+    else:
+        with pytest.raises(Refused, match="fp8"):
+            server.queue(workflow)
 
 
 def long_runs() -> dict[str, dict]:
@@ -128,10 +160,30 @@ def long_runs() -> dict[str, dict]:
         second_steps=16,
     )  # fmt: skip
     sweep["save"] = core("PreviewImage", images=["sweep", 0])
-    return {"project": project, "sweep": sweep, "sample": sampled(count=256)}
+    refining = {key: refined(key, kind, **more) for key, (kind, more) in REFINING.items()}
+    return {"project": project, "sweep": sweep, "sample": sampled(count=256), **refining}
 
 
-@pytest.mark.parametrize("where", ["project", "sweep", "sample"])
+REFINING = {
+    "segmenting": ("DHRRefine", {"steps": 2000}),
+    "hybrid": ("DHRRefine", {"steps": 2000, "mask": ["region", 0], "merge": "replace"}),
+    "tuning": ("TuneGenerator", {"steps": 5000, "stop_at": 0.0}),
+    "playing": ("TuneGenerator", {"steps": 5000, "method": "near-perfect"}),
+}
+
+
+def refined(key: str, kind: str, **inputs) -> dict:
+    """A photograph encoded and refined by node `key`."""
+    everything = every_node()
+    workflow = {name: everything[name] for name in ("g", "e", "photo", "align", "encode", "region")}
+    if kind == "TuneGenerator":
+        inputs["discriminator"] = DISCRIMINATOR
+    workflow[key] = node(kind, inversion=["encode", 0], **inputs)
+    workflow["save"] = core("PreviewImage", images=[key, 1])
+    return workflow
+
+
+@pytest.mark.parametrize("where", ["project", "sweep", "sample", *REFINING])
 def test_a_long_run_stops_at_an_interrupt(server, where):
     seen = server.watch(long_runs()[where], cancel_at=where)
     name, data = seen["events"][-1]
@@ -142,15 +194,19 @@ def test_a_long_run_stops_at_an_interrupt(server, where):
     assert steps[-1] < 0.9
 
 
-def test_progress_and_previews_arrive_while_it_runs(server):
+@pytest.mark.parametrize("where", ["project", *REFINING])
+def test_progress_and_previews_arrive_while_it_runs(server, where):
     everything = every_node()
     workflow = {key: everything[key] for key in ("g", "photo", "align", "project")}
     workflow["project"]["inputs"] = {"image": ["align", 0], "generator": ["g", 0], "steps": 40, "seed": 77}
     workflow["save"] = core("PreviewImage", images=["project", 1])
+    if where in REFINING:
+        kind, inputs = REFINING[where]
+        workflow = refined(where, kind, **{**inputs, "steps": 40, "seed": 77})
     seen = server.watch(workflow)
     assert seen["events"][-1][0] == "execution_success", seen["events"][-1]
-    reports = [data for name, data in seen["events"] if name == "progress" and data["node"] == "project"]
+    reports = [data for name, data in seen["events"] if name == "progress" and data["node"] == where]
     steps = [data["value"] / data["max"] for data in reports]
     assert len(steps) > 5 and steps == sorted(steps) and steps[-1] == 1
-    sizes = [size for node_id, size in seen["previews"] if node_id == "project"]
+    sizes = [size for node_id, size in seen["previews"] if node_id == where]
     assert len(sizes) > 2 and all(width == height <= 512 for width, height in sizes)

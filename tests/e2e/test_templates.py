@@ -11,9 +11,17 @@ from .workflows import edited, sampled
 NAMES = sorted(path.stem for path in (ROOT / "workflows" / "api").glob("*.json"))
 
 
+def shortened(workflow: dict) -> dict:
+    """The workflow with a few steps of refinement only; thumbnails are drawn with all of them."""
+    for step in workflow.values():
+        if step["class_type"].endswith(("DHRRefine", "TuneGenerator")):
+            step["inputs"]["steps"] = 4
+    return workflow
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_template_runs(server, template, name):
-    workflow = template(name)
+    workflow = shortened(template(name))
     done = server.run(workflow)
     saved = [key for key, node in workflow.items() if node["class_type"] == "SaveImage"]
     assert saved, "a template saves its result"
@@ -29,6 +37,21 @@ def test_moving_the_slider_leaves_the_encoder_alone(server, template):
     changed[slider]["inputs"]["strength"] = workflow[slider]["inputs"]["strength"] + 0.5
     second = server.run(changed)
     assert kinds_run(changed, second) == {"ApplyDirection", "Render", "PasteBack", "SaveImage", "PreviewImage"}
+    save = the(workflow, "SaveImage")
+    before, after = (server.pictures(done, save)[0] for done in (first, second))
+    assert before.shape == after.shape and (before != after).any()
+
+
+@pytest.mark.parametrize("name", ["dhr_refine", "tune_pti", "tune_near_perfect"])
+def test_moving_the_sliders_refines_nothing_again(server, template, name):
+    workflow = shortened(template(name))
+    first = server.run(workflow)
+    changed = copy.deepcopy(workflow)
+    for step in changed.values():
+        if step["class_type"] == "GANInversionApplyDirection":
+            step["inputs"]["strength"] += 0.5
+    second = server.run(changed)
+    assert kinds_run(changed, second) == {"ApplyDirection", "Render", "SaveImage", "PreviewImage"}
     save = the(workflow, "SaveImage")
     before, after = (server.pictures(done, save)[0] for done in (first, second))
     assert before.shape == after.shape and (before != after).any()

@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 
 import gan_inversion
+from gan_inversion.core.errors import InvalidInputError
 from gan_inversion.nodes import MODULES, all_nodes
 from gan_inversion.nodes.headless import schemas
 
 SNAPSHOT = Path(__file__).with_name("schema_snapshot.json")
 NODES = all_nodes()
-FROM_FOLDERS = {"model", "direction", "file"}  # lists that depend on the machine
+FROM_FOLDERS = {"model", "direction", "file", "discriminator"}  # lists that depend on the machine
 OPTIONS = ("options", "default", "min", "max", "step", "control_after_generate", "optional")
 HEAVY = ("cv2", "skimage", "huggingface_hub", "lpips", "scipy", "torchvision")
 
@@ -53,7 +54,7 @@ def test_every_node_of_the_design_is_there():
     names = {
         "Load StyleGAN", "Load Encoder", "Align Face", "Encode (e4e / ReStyle)", "Project (W / W+)", "Load Direction",
         "Discover Directions", "Apply Direction", "Render", "Blend", "Paste Back", "Direction Sweep", "Sample",
-        "Mix Styles", "Save Inversion", "Load Inversion",
+        "Mix Styles", "Save Inversion", "Load Inversion", "DHR Refine", "Tune Generator (PTI / near-perfect)",
     }  # fmt: skip
     assert {cls.define_schema().display_name for cls in NODES.values()} == names
     assert len(NODES) == len(MODULES) == len(names)
@@ -87,6 +88,25 @@ def test_execute_takes_the_inputs_in_order_with_the_widgets_defaults(node_id):
             assert default == getattr(one, "default", None), one.id
         else:
             assert default is inspect.Parameter.empty, one.id
+
+
+def fixed_choices() -> list[tuple[str, str]]:
+    """(node id, input) of every combo whose options do not depend on files; a node checks those itself otherwise."""
+    return [
+        (node_id, one.id)
+        for node_id, cls in NODES.items()
+        for one in cls.define_schema().inputs
+        if schemas.type_of(one) == "COMBO"
+        and one.id not in inspect.signature(getattr(cls, "validate_inputs", lambda: None)).parameters
+    ]
+
+
+@pytest.mark.parametrize(("node_id", "name"), fixed_choices())
+def test_an_unknown_choice_is_refused_before_anything_runs(node_id, name):
+    # ComfyUI 0.3.64 hands on whatever a workflow says.
+    required = {one.id: None for one in NODES[node_id].define_schema().inputs if not one.optional}
+    with pytest.raises(InvalidInputError, match=rf"Input '{name}' is 'nonsense': expected one of .+, .+"):
+        NODES[node_id].execute(**{**required, name: "nonsense"})
 
 
 @pytest.mark.parametrize("node_id", NODES)

@@ -136,6 +136,31 @@ def test_sweep_template_draws_a_grid(runner):
     assert Image.open(result.images[0]).size == (grid.shape[2], grid.shape[1]) and labels.startswith("Columns: ")
 
 
+REFINING = {"dhr_refine": None, "tune_pti": "PTI", "tune_near_perfect": "near-perfect"}  # template -> method
+
+
+@pytest.mark.parametrize("name", REFINING)
+def test_sliders_of_refining_templates_run_no_refinement(runner, name):
+    workflow = with_tiny_models(read_workflow(FOLDER / "api" / f"{name}.json"))
+    (refining,) = (node for node in workflow.values() if node["class_type"].endswith(("DHRRefine", "TuneGenerator")))
+    assert refining["inputs"].get("method") == REFINING[name]
+    refining["inputs"]["steps"] = 2
+    first = runner.run(workflow)
+    assert len(first.images) == 1 and set(first.executions.values()) == {1}
+    assert all(template.thumbnail or template.name not in REFINING for template in templates.TEMPLATES)
+    sliders = [node for node in workflow.values() if node["class_type"] == "GANInversionApplyDirection"]
+    assert len(sliders) == 2 and sliders[0]["inputs"]["strength"] == sliders[1]["inputs"]["strength"]
+    for slider in sliders:
+        slider["inputs"]["strength"] = 0.25
+    second = by_class(workflow, runner.run(workflow).executions)
+    assert {kind for kind, count in second.items() if count} == {
+        "ApplyDirection",
+        "Render",
+        "SaveImage",
+        "PreviewImage",
+    }
+
+
 def test_every_node_runs(runner):
     workflow = every_node()
     result = runner.run(workflow)
@@ -143,4 +168,4 @@ def test_every_node_runs(runner):
     assert set(all_nodes()) - kinds == {"GANInversionLoadInversion"}
     (name,) = result.outputs["name"]["text"]
     again = runner.run(reload_inversion(name))
-    assert torch.equal(again.results["render"][0], result.results["project"][1])
+    assert torch.equal(again.results["render"][0], result.results["tune"][1])

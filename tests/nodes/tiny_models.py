@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from gan_inversion.core.directions import save_direction
+from gan_inversion.core.discriminator import Discriminator, DiscriminatorConfig
 from gan_inversion.core.editing import Direction
 from gan_inversion.core.encoder_config import EncoderConfig
 from gan_inversion.core.encoders import Encoder
@@ -15,10 +16,11 @@ from gan_inversion.model_registry import save_model
 RESOLUTION, W_DIM, NUM_WS = 32, 16, 8
 FILES = {"portraits": "tiny-generator.safetensors", "portraits-e4e": "tiny-e4e.safetensors"}
 FILES["portraits-smile"] = "tiny-smile.safetensors"
+DISCRIMINATOR = "tiny-discriminator.safetensors"
 
 
 def write_tiny_models(folder: Path) -> None:
-    """A generator, an e4e encoder and a direction that stand in for the bundled ones."""
+    """A generator, its discriminator, an e4e encoder and a direction that stand in for the bundled ones."""
     torch.manual_seed(0)
     generator = Generator(GeneratorConfig(RESOLUTION, (8, 8, 8, 8), z_dim=16, w_dim=W_DIM, mapping_layers=2))
     generator.mapping.w_avg.copy_(generator.estimate_w_avg(1000))
@@ -30,6 +32,7 @@ def write_tiny_models(folder: Path) -> None:
     )  # fmt: skip
     encoder.set_latent_avg(generator.w_avg)
     save_model(generator, folder / FILES["portraits"])
+    save_model(Discriminator(DiscriminatorConfig(RESOLUTION, (8, 8, 8, 8))), folder / DISCRIMINATOR)
     save_model(encoder, folder / FILES["portraits-e4e"])
     smile = Direction("smile", torch.randn(1, W_DIM), limits=(-2.0, 2.0))
     save_direction(folder / FILES["portraits-smile"], smile)
@@ -44,6 +47,8 @@ def with_tiny_models(workflow: dict) -> dict:
                 node["inputs"][name] = FILES[value]
         if node["class_type"] == "LoadImage":
             node["inputs"]["image"] = "photo.png"
+        if node["class_type"] == "GANInversionTuneGenerator":
+            node["inputs"]["discriminator"] = DISCRIMINATOR
     return workflow
 
 
@@ -55,9 +60,11 @@ def every_node() -> dict:
         "align": ("AlignFace", {"image": ["photo", 0], "generator": ["g", 0]}),
         "encode": ("Encode", {"image": ["align", 0], "encoder": ["e", 0], "generator": ["g", 0], "crop": ["align", 1]}),
         "project": ("Project", {"image": ["align", 0], "generator": ["g", 0], "start": ["encode", 0], "steps": 10}),
+        "dhr": ("DHRRefine", {"inversion": ["project", 0], "mask": ["region", 0], "merge": "intersect", "steps": 2}),
+        "tune": ("TuneGenerator", {"inversion": ["dhr", 0], "steps": 2}),
         "smile": ("LoadDirection", {"direction": "portraits-smile"}),
         "sefa": ("DiscoverDirections", {"generator": ["g", 0]}),
-        "first": ("ApplyDirection", {"inversion": ["project", 0], "direction": ["smile", 0], "strength": 0.5}),
+        "first": ("ApplyDirection", {"inversion": ["tune", 0], "direction": ["smile", 0], "strength": 0.5}),
         "second": ("ApplyDirection", {"inversion": ["first", 0], "direction": ["sefa", 0], "strength": -0.5}),
         "render": ("Render", {"inversion": ["second", 0]}),
         "blend": ("Blend", {"source": ["align", 0], "image": ["render", 0], "mask": ["region", 0]}),
@@ -65,7 +72,7 @@ def every_node() -> dict:
         "sample": ("Sample", {"generator": ["g", 0], "seed": 3}),
         "mix": ("MixStyles", {"inversion": ["encode", 0], "style": ["sample", 0], "first_layer": 4}),
         "sweep": ("DirectionSweep", {"inversion": ["mix", 0], "direction": ["smile", 0], "steps": 2, "cell": 64}),
-        "file": ("SaveInversion", {"inversion": ["project", 0]}),
+        "file": ("SaveInversion", {"inversion": ["tune", 0]}),
     }
     workflow = {key: {"class_type": f"GANInversion{kind}", "inputs": inputs} for key, (kind, inputs) in own.items()}
     size = {"value": 1.0, "width": RESOLUTION, "height": RESOLUTION}
