@@ -12,6 +12,8 @@ Paper: Cao et al., "What Decreases Editing Capability? Domain-Specific Hybrid Re
 
 Deviations, each of which is a setting where it has another value upstream (`DhrConfig.official` sets them all back):
 superpixels are cut from RGB, not from BGR in the place of RGB; the best coarse code is used, not the last one.
+In the coarse inversion, without settings: the picture is not clamped before it is compared and is shrunk by areas; the
+noise penalty is the paper's, of unit deviation at every level; the first rate is not 0. docs/parity.md has the effect.
 Without settings: layer maps are brought to the picture's size, where upstream shrinks the superpixels to each map's, so
 that none comes out empty; a part that is empty has no loss, where upstream divides by zero; the best step is kept, not
 the last one; generators below 1024 px keep features at no less than 64 px. Narrow generators get a higher weight rate
