@@ -28,6 +28,8 @@ VARIANTS = {
     "full": {},
     "without reconstruction": {"recon_weight": 0.0},
     "without local adversarial": {"local_adversarial_weight": 0.0},
+    "ten times the global cohesion": {"global_weight": 1.0},
+    "a tenth of the global cohesion": {"global_weight": 0.01},
     "without global cohesion": {"global_weight": 0.0},
     "p = 0.5": {"local_probability": 0.5},
     "p = 1": {"local_probability": 1.0},

@@ -230,7 +230,7 @@ class NearPerfectConfig:
     level_ratio: float = 4.0  # weight of each level against the next coarser one
     recon_weight: float = 20000.0
     local_adversarial_weight: float = 0.1
-    global_weight: float = 1.0
+    global_weight: float = 0.1
     adversarial_every: int = 4  # both adversarial terms count, as many times, in every so many updates
     local_probability: float = 0.9  # p: how often the terms of this image take part in an update
     momentum: float = 0.9  # Adam's first beta for the generator; 0 takes twice the steps
