@@ -115,7 +115,7 @@ def refine_wire(
         with optimising():
             for module in modules:
                 module.to(device)
-            network = _differentiable(generator.generator)
+            network = differentiable(generator.generator)
             begun = dataclasses.replace(wire.inversion.to(device), generator=network)
             found = refine(begun, report)
             report(report.total or 1)  # images that were ended early leave steps over
@@ -135,6 +135,6 @@ def report_words(found: Refinement, *more: str) -> str:
     return " ".join(part for part in (words, *more, found.problems()) if part)
 
 
-def _differentiable(generator: Any) -> Any:
+def differentiable(generator: Any) -> Any:
     """The generator, or a copy where the host moved its weights in inference mode, which bars them from gradients."""
     return copy.deepcopy(generator) if any(p.is_inference() for p in generator.parameters()) else generator

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from ..core.errors import InvalidInputError
-from ..core.generator import Generator
 from ..core.inversion import Inversion
 from ..core.losses import Distance, multiscale_distance
 from ..core.projection import ProjectionConfig, project
@@ -25,6 +23,7 @@ from ._comfy import (
     schema,
 )
 from ._drawing import draw, fit_to_generator
+from ._refinement import differentiable
 from ._types import (
     CropSocket,
     CropsWire,
@@ -178,7 +177,7 @@ class GANInversionProject(io.ComfyNode):
         device = load_models([generator.network], _GRADIENT_COPIES * generator.activation_bytes)
         codes: list[Tensor] = []
         with optimising():
-            network = _differentiable(generator.generator)
+            network = differentiable(generator.generator)
             for index, photo in enumerate(target.split(1)):
                 begin = None if start is None else item(start.inversion.w_plus, index).clone().to(device)
                 photo = photo.clone().to(device)
@@ -202,11 +201,6 @@ def _distance(name: str) -> Distance:
     # Weights made in inference mode could not take part in an optimisation.
     with optimising():
         return perceptual_distance(name, progress=progress(), check_interrupt=check_interrupt)
-
-
-def _differentiable(generator: Generator) -> Generator:
-    """The generator, or a copy where the host moved its weights in inference mode, which bars them from gradients."""
-    return copy.deepcopy(generator) if any(p.is_inference() for p in generator.parameters()) else generator
 
 
 def _offset(report: Progress, done: int) -> Callable[[int, int, Tensor | None], None]:
