@@ -17,7 +17,6 @@ stand in for them.
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -38,7 +37,6 @@ from .refinement import (
     Refined,
     Refinement,
     Steps,
-    StopOptimisation,
     add_gradients,
     after,
     check_settings,
@@ -353,7 +351,7 @@ def near_perfect(
             f"training_images of shape {tuple(training_images.shape)}: expected [{config.batch} or more, 3, {side}, {side}]."
         )
 
-    reals = _samples_of(inversion, config, progress) if training_images is None else training_images
+    reals = _samples_of(inversion, config) if training_images is None else training_images
 
     def one(single: Inversion, index: int, report: Progress | None) -> Refined:
         at_pivot, rest = _at_pivot(single, config, multiscale_distance, report)
@@ -362,22 +360,13 @@ def near_perfect(
     return refine_each(inversion, one, _steps_in_all(config), progress)
 
 
-def _samples_of(inversion: Inversion, config: NearPerfectConfig, progress: Progress | None = None) -> Tensor:
-    """Samples of the generator as it is, one at a time, so that memory does not grow with their number.
-
-    The callback hears of each as of step 0, so that it can end everything; there is nothing yet to end early.
-    """
+def _samples_of(inversion: Inversion, config: NearPerfectConfig) -> Tensor:
+    """Samples of the generator as it is, one at a time, so that memory does not grow with their number."""
     generator, random = inversion.generator, torch.Generator().manual_seed(config.seed)
-    total = _steps_in_all(config) * len(inversion)
-    samples = []
     with torch.inference_mode(False), torch.no_grad():  # in this order: leaving inference mode switches gradients on
         z = torch.randn(config.stand_ins, generator.config.z_dim, generator=random).to(generator.w_avg)
-        for code in generator.broadcast(generator.mapping(z)).split(1):
-            samples.append(generator.synthesis(code, "random", generator=random).cpu())
-            if progress is not None:
-                with contextlib.suppress(StopOptimisation):
-                    progress(0, total, None)
-    return torch.cat(samples)
+        codes = generator.broadcast(generator.mapping(z)).split(1)
+        return torch.cat([generator.synthesis(code, "random", generator=random).cpu() for code in codes])
 
 
 class _NearPerfect:
