@@ -92,6 +92,13 @@ class WeightOffset(Modulation):
     def weight_offsets(self) -> Mapping[str, Tensor]:
         return self.offsets
 
+    @classmethod
+    def batch(cls, modulations: Sequence[Modulation]) -> Modulation:
+        """As for all; a parameter that some of them leave alone has an offset of zero there."""
+        shapes = {name: tensor for m in modulations for name, tensor in m.weight_offsets().items()}
+        rows = {n: [m.weight_offsets().get(n, torch.zeros_like(t)) for m in modulations] for n, t in shapes.items()}
+        return cls({name: torch.cat(tensors) for name, tensors in rows.items()})
+
 
 @dataclass(frozen=True)
 class FeatureOffset(Modulation):

@@ -174,9 +174,8 @@ def _optimise(
             total = total + config.noise_weight * noise_regularization(noises)
         if explore == 0.0 or step == 0 or not config.keep_best:
             keep(loss)
-        # Not `backward`, which would also add to the gradients of the generator and of the distance's network.
-        for parameter, gradient in zip(parameters, torch.autograd.grad(total, parameters), strict=True):
-            parameter.grad = gradient
+        optimiser.zero_grad(set_to_none=True)
+        total.backward(inputs=parameters)  # the generator and the distance's network get no gradient
         optimiser.step()
         if config.optimise_noise:
             with torch.no_grad():

@@ -133,10 +133,7 @@ def to_float16(tensor: Tensor, what: str) -> Tensor:
 
 def add_gradients(loss: Tensor, variables: Mapping[str, Tensor]) -> None:
     """Adds the gradient of `loss` to the variables', and to nothing else's."""
-    tensors = list(variables.values())
-    for tensor, gradient in zip(tensors, torch.autograd.grad(loss, tensors, allow_unused=True), strict=True):
-        if gradient is not None:
-            tensor.grad = gradient if tensor.grad is None else tensor.grad + gradient
+    loss.backward(inputs=list(variables.values()))
 
 
 @dataclass(frozen=True)
@@ -290,14 +287,9 @@ def _by_kind(modulations: Sequence[Modulation]) -> dict[tuple[str, int], Modulat
 
 def _stack(modulations: Sequence[Modulation | None]) -> Modulation:
     """One modulation of a batch from those of its images; None has no effect."""
-    present = [m for m in modulations if m is not None]
-    if isinstance(present[0], WeightOffset):  # images may have tuned different parameters
-        shapes = {name: tensor for m in present for name, tensor in m.weight_offsets().items()}
-        present = [WeightOffset({n: m.weight_offsets().get(n, torch.zeros_like(t)) for n, t in shapes.items()})
-                   for m in present]  # fmt: skip
-    idle = present[0].without_effect()
-    whole = iter(present)
-    return type(present[0]).batch([idle if m is None else next(whole) for m in modulations])
+    first = next(m for m in modulations if m is not None)
+    idle = first.without_effect()
+    return type(first).batch([idle if m is None else m for m in modulations])
 
 
 def _masks(before: Inversion, images: Sequence[Refined | None]) -> Tensor | None:

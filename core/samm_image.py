@@ -22,7 +22,8 @@ from .errors import InvalidInputError
 from .generator import SynthesisHooks
 from .inversion import Inversion
 from .losses import Distance, multiscale_distance, require_finite
-from .projection import Progress, w_statistics
+from .projection import w_statistics
+from .refinement import Progress, Steps
 from .samm import (
     Aligned,
     Found,
@@ -203,7 +204,8 @@ def _optimise(
     best: Found | None = None
     best_w = w_plus.detach().clone()
     with torch.enable_grad():
-        for step in range(config.steps):
+        steps = Steps(config.steps, progress, preview_every=config.preview_every)
+        for _ in steps:
             hooks, found = fields.hooks()
             drawn = draw(dataclasses.replace(inversion, w_plus=w_plus), hooks)
             merged = merge_levels(found.masks, drawn.shape[2])
@@ -221,9 +223,7 @@ def _optimise(
             optimiser.zero_grad(set_to_none=True)
             loss.sum().backward(inputs=variables)  # nothing else gets a gradient
             optimiser.step()
-            if progress is not None:
-                shown = step % config.preview_every == 0 or step == config.steps - 1
-                progress(step + 1, config.steps, picture[:1].detach() if shown else None)
+            steps.done(picture)
     assert best is not None
     return best, best_w
 

@@ -16,7 +16,7 @@ from ..core.refinement import Refinement
 from ..model_registry import catalogue, load_model, perceptual_distance
 from ..model_registry.perceptual import BUNDLED_DISTANCE, available_distance
 from . import _models
-from ._comfy import Progress, check_interrupt, intermediate_device, load_models, optimising, progress
+from ._comfy import EXPERT, Progress, check_interrupt, intermediate_device, io, load_models, optimising, progress
 from ._types import GeneratorWire, InversionWire
 
 if TYPE_CHECKING:
@@ -35,6 +35,27 @@ _FACE_PARSER = "bisenet-face-parsing"
 PARSERS = (AUTOMATIC, NO_PARSER, _FACE_PARSER)
 _FACES = ("ffhq", "portraits")  # domains of aligned faces
 _GRADIENT_COPIES = 6  # activations kept for the backward pass, in forward passes
+
+
+def seconds_input(tooltip: str) -> Any:
+    """The widget that limits the time of each image."""
+    return io.Float.Input(
+        "seconds", default=0.0, min=0.0, max=3600.0, step=1.0, round=0.1, optional=True, **EXPERT, tooltip=tooltip
+    )
+
+
+def seed_input(tooltip: str) -> Any:
+    """The widget of a seed that stays as it is set."""
+    return io.Int.Input(
+        "seed", default=0, min=0, max=2**63 - 1, control_after_generate=False, optional=True, **EXPERT, tooltip=tooltip
+    )
+
+
+def distance_input(tooltip: str = DISTANCE_TOOLTIP) -> Any:
+    """The widget that names a distance; see `distance_named`."""
+    return io.Combo.Input(
+        "distance", options=list(DISTANCES), default=AUTOMATIC, optional=True, **EXPERT, tooltip=tooltip
+    )
 
 
 def distance_named(name: str, preferred: Sequence[str]) -> LayeredDistance:

@@ -11,17 +11,19 @@ from ..core.blending import MERGE_MODES
 from ..core.dhr import DhrConfig, refine
 from ..core.inversion import Inversion
 from ..core.refinement import Refinement
-from ._comfy import EXPERT, Progress, intermediate_device, io, progress, schema
+from ._comfy import Progress, intermediate_device, io, progress, schema
 from ._drawing import draw, tinted
 from ._refinement import (
-    DISTANCE_TOOLTIP,
     DISTANCES,
     PARSERS,
+    distance_input,
     distance_named,
     distance_words,
     find_face_parser,
     refine_wire,
     report_words,
+    seconds_input,
+    seed_input,
 )
 from ._types import InversionSocket, InversionWire, check_choice, check_finite, mask_in, mask_out, painted, to_comfy
 
@@ -101,35 +103,11 @@ class GANInversionDHRRefine(io.ComfyNode):
                     "automatic: BiSeNet for faces if its file is on this machine, else superpixels alone; the report says "
                     "which. bisenet-face-parsing downloads 53 MB once (non-commercial).",
                 ),
-                io.Float.Input(
-                    "seconds",
-                    default=0.0,
-                    min=0.0,
-                    max=3600.0,
-                    step=1.0,
-                    round=0.1,
-                    optional=True,
-                    **EXPERT,
-                    tooltip="Time for the refinement of each image, after which the best so far is kept. 0 is no limit.",
+                seconds_input(
+                    "Time for the refinement of each image, after which the best so far is kept. 0 is no limit."
                 ),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=2**63 - 1,
-                    control_after_generate=False,
-                    optional=True,
-                    **EXPERT,
-                    tooltip="Of the coarse inversion that the segmentation compares with.",
-                ),
-                io.Combo.Input(
-                    "distance",
-                    options=list(DISTANCES),
-                    default=DISTANCES[0],
-                    optional=True,
-                    **EXPERT,
-                    tooltip=DISTANCE_TOOLTIP,
-                ),
+                seed_input("Of the coarse inversion that the segmentation compares with."),
+                distance_input(),
             ],
             outputs=[
                 InversionSocket.Output(
@@ -160,10 +138,9 @@ class GANInversionDHRRefine(io.ComfyNode):
         distance: str = DISTANCES[0],
     ) -> io.NodeOutput:
         """Segments and refines one image after another."""
-        for name, value, options in (
-            ("merge", merge, MERGE_MODES), ("face_parser", face_parser, PARSERS), ("distance", distance, DISTANCES),
-        ):  # fmt: skip
-            check_choice(name, value, options)
+        check_choice("merge", merge, MERGE_MODES)
+        check_choice("face_parser", face_parser, PARSERS)
+        check_choice("distance", distance, DISTANCES)
         chosen = mask_in(painted(mask), inversion.inversion)
         config = _config(keep_pixels, steps, threshold, seconds, seed)
         refining = distance_named(distance, _REFINING)

@@ -13,10 +13,13 @@ from ._refinement import (
     DISTANCE_TOOLTIP,
     DISTANCES,
     discriminator_of,
+    distance_input,
     distance_named,
     distance_words,
     refine_wire,
     report_words,
+    seconds_input,
+    seed_input,
 )
 from ._types import InversionSocket, InversionWire, check_choice, check_finite, to_comfy
 
@@ -103,27 +106,8 @@ class GANInversionTuneGenerator(io.ComfyNode):
                     **EXPERT,
                     tooltip=_RATES,
                 ),
-                io.Float.Input(
-                    "seconds",
-                    default=0.0,
-                    min=0.0,
-                    max=3600.0,
-                    step=1.0,
-                    round=0.1,
-                    optional=True,
-                    **EXPERT,
-                    tooltip="Time for each image, after which the best so far is kept. 0 is no limit.",
-                ),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=2**63 - 1,
-                    control_after_generate=False,
-                    optional=True,
-                    **EXPERT,
-                    tooltip="Of the random codes that guard the generator's other pictures, and of the projection.",
-                ),
+                seconds_input("Time for each image, after which the best so far is kept. 0 is no limit."),
+                seed_input("Of the random codes that guard the generator's other pictures, and of the projection."),
                 io.Combo.Input(
                     "discriminator",
                     options=[AUTOMATIC, *_models.choices("discriminator")],
@@ -132,14 +116,7 @@ class GANInversionTuneGenerator(io.ComfyNode):
                     **EXPERT,
                     tooltip="For near-perfect. automatic is the generator's own: bundled, or in the same NVIDIA .pkl.",
                 ),
-                io.Combo.Input(
-                    "distance",
-                    options=list(DISTANCES),
-                    default=DISTANCES[0],
-                    optional=True,
-                    **EXPERT,
-                    tooltip=f"For PTI. {DISTANCE_TOOLTIP}",
-                ),
+                distance_input(f"For PTI. {DISTANCE_TOOLTIP}"),
             ],
             outputs=[
                 InversionSocket.Output(display_name="inversion", tooltip="The tuned inversion, with its edit if any."),
@@ -169,10 +146,9 @@ class GANInversionTuneGenerator(io.ComfyNode):
         distance: str = DISTANCES[0],
     ) -> io.NodeOutput:
         """Tunes to one image after another."""
-        for name, value, options in (
-            ("method", method, _METHODS), ("pivot", pivot, _PIVOTS), ("distance", distance, DISTANCES),
-        ):  # fmt: skip
-            check_choice(name, value, options)
+        check_choice("method", method, _METHODS)
+        check_choice("pivot", pivot, _PIVOTS)
+        check_choice("distance", distance, DISTANCES)
         check_finite(stop_at=stop_at, learning_rate=learning_rate, seconds=seconds)
         own: dict[str, Any] = {"steps": steps, "seconds": seconds or None, "seed": seed}
         own |= {"pivot": _PIVOTS[pivot]} | ({"learning_rate": learning_rate} if learning_rate else {})

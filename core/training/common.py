@@ -72,6 +72,14 @@ def share_gradients(accelerator: Accelerator, parameters: Iterable[nn.Parameter]
         gradient.copy_(mean.view_as(gradient))
 
 
+def agreed(accelerator: Accelerator, stop: bool) -> bool:
+    """True on every process as soon as one of them stops."""
+    if accelerator.num_processes == 1:
+        return stop
+    flag = torch.tensor(float(stop), device=accelerator.device)
+    return bool(accelerator.reduce(flag, reduction="sum").item())
+
+
 def process_generator(accelerator: Accelerator, seed: int, step: int, stream: int = 0) -> torch.Generator:
     """`step_generator` with numbers of its own for each process; process 0 draws what a single process would."""
     return step_generator(seed, step, stream + 1000 * accelerator.process_index)

@@ -40,6 +40,7 @@ from .common import (
     Registry,
     RunLog,
     add_common_arguments,
+    agreed,
     card,
     cosine,
     keep_freed_memory,
@@ -292,7 +293,7 @@ def train(
         values = run.one_step()
         if run.step % 20 == 0 and accelerator.is_main_process:
             log.write(step=run.step, **{name: values.get(name, math.nan) for name in _COLUMNS}, rate=values["rate"])
-        stop = run.agreed(log.out_of_time() or (max_steps is not None and run.step >= max_steps))
+        stop = agreed(accelerator, log.out_of_time() or (max_steps is not None and run.step >= max_steps))
         if accelerator.is_main_process and (stop or run.step == settings.total or log.checkpoint_due()):
             save_checkpoint(out / "checkpoint.pt", run.state())
             found_psnr = run.samples(out / f"samples-{run.step:06d}.png")
@@ -422,13 +423,6 @@ class _Run:
         if self.adversary:
             self.adversary.load_state_dict(state["adversary"])
         load_scaler_state(self.accelerator, state["scaler"])
-
-    def agreed(self, stop: bool) -> bool:
-        """True on every process as soon as one of them stops."""
-        if self.accelerator.num_processes == 1:
-            return stop
-        flag = torch.tensor(float(stop), device=self.accelerator.device)
-        return bool(self.accelerator.reduce(flag, reduction="sum").item())
 
     def random(self, stream: int) -> torch.Generator:
         """Random numbers of this step and process."""

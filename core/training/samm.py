@@ -41,6 +41,7 @@ from .common import (
     Registry,
     RunLog,
     add_common_arguments,
+    agreed,
     card,
     cosine,
     keep_freed_memory,
@@ -196,7 +197,7 @@ def train(
             logger.info("step %d: loss %.4f, %.2f images/s", run.step, values["loss"], speed)
             columns = {name: values.get(name, math.nan) for name in _COLUMNS}
             log.write(step=run.step, **columns, rate=values["rate"], images_per_second=speed)
-        stop = run.agreed(log.out_of_time() or (max_steps is not None and run.step >= max_steps))
+        stop = agreed(accelerator, log.out_of_time() or (max_steps is not None and run.step >= max_steps))
         if accelerator.is_main_process and (stop or run.step == settings.total or log.checkpoint_due()):
             save_checkpoint(out / "checkpoint.pt", run.state())
             held_out.write(step=run.step, **run.samples(out / f"samples-{run.step:06d}.png"))
@@ -316,13 +317,6 @@ class _Run:
             self.discriminator.load_state_dict(state["adversary"]["discriminator"])
             self.discriminator_optimiser.load_state_dict(state["adversary"]["optimiser"])
         load_scaler_state(self.accelerator, state["scaler"])
-
-    def agreed(self, stop: bool) -> bool:
-        """True on every process as soon as one of them stops."""
-        if self.accelerator.num_processes == 1:
-            return stop
-        flag = torch.tensor(float(stop), device=self.accelerator.device)
-        return bool(self.accelerator.reduce(flag, reduction="sum").item())
 
     def random(self, stream: int) -> torch.Generator:
         """Random numbers of this step and process."""
