@@ -72,7 +72,7 @@ Features = Callable[[Tensor], Sequence[Tensor]]  # [B, 3, H, W] in [-1, 1] -> ma
 _OFFICIAL_STYLE = 50.0  # weight, on VGG19
 _HELD_OUT = 8
 _REPORT_EVERY = 20
-_CODES, _DEFORM, _OBJECTS = range(3)  # streams of random numbers
+_CODES, _DEFORM, _OBJECTS, _ITERATIONS = range(4)  # streams of random numbers
 _FLOW_START = 0.1  # of the flow channels' normalisation at the start: shifts are near zero at first
 _COLUMNS = (
     "loss",
@@ -98,7 +98,7 @@ class SammTraining:
     occluded_share: float = 0.85  # of the pictures: those with objects
     objects: tuple[int, int] = (1, 2)  # in such a picture
     deformation: float = 0.02  # of the faces, see `encoder.deformed`
-    iterations: int = 2  # of Algorithm 1
+    iterations: tuple[int, int] = (1, 3)  # of Algorithm 1, drawn for each step; the original: 2
     encoder_iterations: int = 5  # ReStyle's passes
     warp_scale: float = 0.08
     level_every: int = 50  # steps to the next finer level; the original opens them at 2000, 6000, 10000 of 1.8 million
@@ -123,7 +123,7 @@ class SammTraining:
     seed: int = 4
 
     def __post_init__(self) -> None:
-        for name in ("objects", "allowed_area"):
+        for name in ("objects", "allowed_area", "iterations"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
         if not 0 <= self.occluded_share <= 1 or self.total < 1 or self.batch < 1 or self.level_every < 0:
             raise InvalidInputError(
@@ -132,6 +132,10 @@ class SammTraining:
             )
         if not 1 <= self.objects[0] <= self.objects[1]:
             raise InvalidInputError(f"SAMM training with objects {self.objects}: expected 1 <= least <= greatest.")
+        if len(self.iterations) != 2 or not 1 <= self.iterations[0] <= self.iterations[1]:
+            raise InvalidInputError(
+                f"SAMM training with iterations {self.iterations}: expected 1 <= least <= greatest."
+            )
 
     @property
     def total(self) -> int:
@@ -254,9 +258,8 @@ class _Run:
         self.morphs = morphs.to(device)
         self.generator = _channels_last(generator.to(device).eval().requires_grad_(False))
         self.encoder = _channels_last(encoder.to(device).eval().requires_grad_(False))
-        config = SammConfig.for_networks(
-            generator, encoder, warp_scale=settings.warp_scale, iterations=settings.iterations
-        )
+        usual = sum(settings.iterations) // 2
+        config = SammConfig.for_networks(generator, encoder, warp_scale=settings.warp_scale, iterations=usual)
         if len(settings.allowed_area) != len(config.resolutions) + 1:
             raise InvalidInputError(
                 f"allowed_area of {len(settings.allowed_area)} numbers: expected one for each level "
@@ -335,8 +338,14 @@ class _Run:
         if self.discriminator is not None:
             self.discriminator.requires_grad_(False)
         batch = self._batch(self.random, settings.batch)
+        least, greatest = settings.iterations
+        # The same number in every process, which therefore wait for each other no longer than they must.
+        passes = int(
+            torch.randint(least, greatest + 1, (), generator=step_generator(settings.seed, self.step, _ITERATIONS))
+        )
+        levels = settings.open_levels(self.step)
         with self.accelerator.autocast():
-            picture, found, merged = self._blended(self.samm, batch, settings.open_levels(self.step), not drawing)
+            picture, found, merged = self._blended(self.samm, batch, levels, passes, masks_only=not drawing)
         if drawing:
             losses = self._losses(picture.float(), found, merged, batch, judging)
         else:
@@ -369,10 +378,10 @@ class _Run:
         return _Batch(image, mask, w_plus.float(), features)
 
     def _blended(
-        self, samm: Samm, batch: _Batch, levels: int, masks_only: bool = False
+        self, samm: Samm, batch: _Batch, levels: int, iterations: int | None = None, masks_only: bool = False
     ) -> tuple[Tensor, Found, Tensor]:
         """Picture [B, 3, R, R], what the levels found, and the merged mask. masks_only: no gradient goes by features."""
-        hooks, found = samm.hooks(samm.encoded(batch.features, levels), detach=masks_only)
+        hooks, found = samm.hooks(samm.encoded(batch.features, levels), iterations, detach=masks_only)
         drawn = self.generator.synthesis(batch.w_plus, hooks=hooks)
         merged = merge_levels(found.masks, drawn.shape[2])
         return torch.lerp(drawn, batch.image, merged.to(drawn)), found, merged
@@ -475,7 +484,14 @@ def main(argv: Sequence[str], registry: Registry) -> Path:
     vgg.add_argument("--vgg19", type=Path, metavar="FILE", help="torchvision's weights: the original's losses on VGG19")
     parser.add_argument("--mask-steps", type=int, default=defaults.mask_steps)
     parser.add_argument("--image-steps", type=int, default=defaults.image_steps)
-    parser.add_argument("--iterations", type=int, default=defaults.iterations, help="of Algorithm 1")
+    parser.add_argument(
+        "--iterations",
+        type=int,
+        nargs=2,
+        default=defaults.iterations,
+        metavar=("LEAST", "GREATEST"),
+        help="of Algorithm 1, drawn for each step",
+    )
     parser.add_argument("--learning-rate", type=float, default=defaults.learning_rate)
     parser.add_argument("--deformation", type=float, default=defaults.deformation, help="of the faces, in widths")
     parser.add_argument("--mask", type=float, default=defaults.mask, help="weight of the exact masks; 0: the paper's")
