@@ -8,6 +8,7 @@ import csv
 import ctypes
 import dataclasses
 import json
+import logging
 import math
 import sys
 import time
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
     from ..losses import Distance
     from .morphs import MorphModel
+
+logger = logging.getLogger(__name__)
 
 PORTRAITS_CREDIT = (
     "Morphs of DeBruine, L. & Jones, B. (2017), Face Research Lab London Set, figshare, doi 10.6084/m9.figshare.5047666, "
@@ -226,6 +229,73 @@ class RunLog:
     def out_of_time(self) -> bool:
         """True when the run's time budget is spent."""
         return self.time_budget is not None and self.seconds() > self.time_budget
+
+
+class Trainable(Protocol):
+    """What `run_training` drives: networks, optimisers and the step of one training."""
+
+    step: int  # done so far
+
+    def one_step(self) -> dict[str, float]:
+        """One update; returns the losses by name, "loss" and "rate" among them."""
+        ...
+
+    def state(self) -> dict[str, Any]:
+        """For the checkpoint."""
+        ...
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Puts back what `state` gave."""
+        ...
+
+    def samples(self, path: Path) -> dict[str, float]:
+        """Writes a sheet of held-out pictures; returns figures of the averaged network."""
+        ...
+
+
+def run_training(
+    run: Trainable,
+    out: Path,
+    name: str,
+    total: int,
+    images_per_step: int,
+    accelerator: Accelerator,
+    *,
+    time_budget: float | None = None,
+    max_steps: int | None = None,
+    report_every: int = 20,
+) -> None:
+    """Runs or resumes a training until `total`, with a checkpoint, CSV files and sheets of pictures in `out`.
+
+    Args:
+        run: at step 0; the checkpoint is put into it.
+        out: folder.
+        name: of the CSV file with the losses.
+        total: steps in all.
+        images_per_step: of one process, for the speed in the log.
+        accelerator: processes agree through it when to stop.
+        time_budget: seconds until the run stops at a checkpoint.
+        max_steps: stops after so many steps in all.
+        report_every: steps between rows of the log.
+    """
+    log, held_out = RunLog(out, name, time_budget=time_budget), RunLog(out, "held-out")
+    checkpoint = load_checkpoint(out / "checkpoint.pt")
+    if checkpoint:
+        run.load(checkpoint)
+    reported, begun = run.step, time.monotonic()
+    while run.step < total:
+        values = run.one_step()
+        if run.step % report_every == 0 and accelerator.is_main_process:
+            speed = (run.step - reported) * images_per_step / (time.monotonic() - begun)
+            reported, begun = run.step, time.monotonic()
+            logger.info("step %d: loss %.4f, %.2f images/s", run.step, values["loss"], speed)
+            log.write(step=run.step, **values, images_per_second=speed)
+        stop = agreed(accelerator, log.out_of_time() or (max_steps is not None and run.step >= max_steps))
+        if accelerator.is_main_process and (stop or run.step == total or log.checkpoint_due()):
+            save_checkpoint(out / "checkpoint.pt", run.state())
+            held_out.write(step=run.step, **run.samples(out / f"samples-{run.step:06d}.png"))
+        if stop:
+            break
 
 
 def pyramid(images: Tensor, levels: int) -> Iterator[Tensor]:

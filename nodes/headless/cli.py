@@ -18,7 +18,9 @@ logger = logging.getLogger(__name__)
 
 PROGRAM = "gan-inversion"
 _DTYPES = ("float32", "float16", "bfloat16")
-_TRAINED_PARTS = ("generator", "encoder", "directions", "landmarks", "identity", "perceptual", "samm", "invertibility")
+_TRAINED_PARTS = (
+    "generator", "encoder", "directions", "landmarks", "identity", "perceptual", "samm", "invertibility", "multilayer",
+)  # fmt: skip
 _REFUSED, _UNEXPECTED, _INTERRUPTED = 2, 1, 130
 
 
