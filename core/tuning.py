@@ -28,6 +28,7 @@ from torch import Tensor
 
 from .discriminator import Discriminator
 from .errors import GeneratorMismatchError, InvalidInputError
+from .generator import Generator
 from .inversion import Inversion, WeightOffset, render
 from .losses import Distance, LayeredDistance, multiscale_distance
 from .projection import ProjectionConfig, project
@@ -351,7 +352,7 @@ def near_perfect(
             f"training_images of shape {tuple(training_images.shape)}: expected [{config.batch} or more, 3, {side}, {side}]."
         )
 
-    reals = _samples_of(inversion, config) if training_images is None else training_images
+    reals = _StandIns(inversion.generator, config) if training_images is None else training_images
 
     def one(single: Inversion, index: int, report: Progress | None) -> Refined:
         at_pivot, rest = _at_pivot(single, config, multiscale_distance, report)
@@ -360,13 +361,28 @@ def near_perfect(
     return refine_each(inversion, one, _steps_in_all(config), progress)
 
 
-def _samples_of(inversion: Inversion, config: NearPerfectConfig) -> Tensor:
-    """Samples of the generator as it is, one at a time, so that memory does not grow with their number."""
-    generator, random = inversion.generator, torch.Generator().manual_seed(config.seed)
-    with torch.inference_mode(False), torch.no_grad():  # in this order: leaving inference mode switches gradients on
-        z = torch.randn(config.stand_ins, generator.config.z_dim, generator=random).to(generator.w_avg)
-        codes = generator.broadcast(generator.mapping(z)).split(1)
-        return torch.cat([generator.synthesis(code, "random", generator=random).cpu() for code in codes])
+class _StandIns:
+    """Samples of the generator as it is, each drawn when it is first asked for, so that no step takes long."""
+
+    def __init__(self, generator: Generator, config: NearPerfectConfig) -> None:
+        self.generator, self.count, self.seed = generator, config.stand_ins, config.seed
+        self.drawn: dict[int, Tensor] = {}
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, chosen: Tensor) -> Tensor:
+        """Rows by index, [B, 3, R, R]."""
+        return torch.cat([self._sample(index) for index in chosen.tolist()])
+
+    def _sample(self, index: int) -> Tensor:
+        if index not in self.drawn:
+            random = torch.Generator().manual_seed(self.seed * self.count + index)
+            z = torch.randn(1, self.generator.config.z_dim, generator=random).to(self.generator.w_avg)
+            with torch.no_grad():
+                code = self.generator.broadcast(self.generator.mapping(z))
+                self.drawn[index] = self.generator.synthesis(code, "random", generator=random).cpu()
+        return self.drawn[index]
 
 
 class _NearPerfect:
@@ -377,7 +393,7 @@ class _NearPerfect:
         inversion: Inversion,
         discriminator: Discriminator,
         config: NearPerfectConfig,
-        reals: Tensor,
+        reals: Tensor | _StandIns,
         index: int,
     ) -> None:
         self.inversion, self.config, self.reals = inversion, config, reals
