@@ -26,31 +26,33 @@ from torch import Tensor
 
 from . import metrics
 from .alignment import CropTransform
+from .attributes import ATTRIBUTES, FindLandmarks, attribute_of_direction, attributes_of, eye_distances, mouth_widths
 from .blending import match_mask
-from .editing import Edit
+from .editing import Direction, Edit
 from .errors import GANInversionError, InvalidInputError, MissingPackageError
 from .generator import Generator
 from .imaging import area_pool
 from .inversion import render
-from .landmarks import LandmarkNet, predict_landmarks, region_of_face
+from .landmarks import POINT_COUNT, LandmarkNet, predict_landmarks, region_of_face
 from .latents import sample
 from .losses import Distance, multiscale_distance
 from .methods import METHODS, Context, Method, Result, find_methods, register
 
 __all__ = [
-    "METHODS", "Context", "EditTest", "Measures", "Method", "MethodReport", "Photographs", "Result", "SamplesReport",
-    "edit_response", "evaluate_method", "evaluate_samples", "find_methods", "measure_images", "register",
+    "METHODS", "AttributeTest", "Context", "EditTest", "Measures", "Method", "MethodReport", "Photographs", "Result",
+    "SamplesReport", "attribute_response", "edit_response", "evaluate_method", "evaluate_samples", "find_methods",
+    "measure_images", "mouth_widths", "register",
 ]  # fmt: skip
 
 logger = logging.getLogger(__name__)
 
 Embed = Callable[[Tensor], Tensor]  # [B, 3, H, W] in [-1, 1] -> unit vectors [B, D]
 Features = Callable[[Tensor], Tensor]  # [B, 3, H, W] in [-1, 1] -> [B, D]
-FindLandmarks = Callable[[Tensor], np.ndarray]  # FFHQ crops [B, 3, S, S] -> 68 points [B, 68, 2] in pixels
 Progress = Callable[[str, int], None]  # method, images done since the last call
 
 PSNR_FORMULA = "10 * log10(4 / MSE), per image, then the mean"
 _MOUTH_CORNERS = (48, 54)
+ALPHAS = (-2.0, 2.0)
 # Where an FFHQ crop has eyes and mouth corners, in crop widths.
 _RIGHT_EYE, _LEFT_EYE, _RIGHT_CORNER, _LEFT_CORNER = (0.385, 0.48), (0.615, 0.48), (0.41, 0.70), (0.59, 0.70)
 
@@ -84,7 +86,7 @@ class Measures:
     perceptual: Distance | None = None  # "lpips"
     embed: Embed | None = None  # "id"
     features: Features | None = None  # "frechet"
-    landmarks: FindLandmarks | None = None  # mouth width under an edit
+    landmarks: FindLandmarks | None = None  # mouth and head under an edit
     size: int | None = None  # both images are area-downsampled to this side first; None measures at full size
 
 
@@ -96,6 +98,21 @@ class EditTest:
     strength: float
     edit: Edit
     other_people: float | None = None  # mean identity similarity between different people, for the margin
+
+
+@dataclass(frozen=True)
+class AttributeTest:
+    """Directions whose effect on measured attributes is asked for, each at the same strengths."""
+
+    directions: Mapping[str, Direction]  # by the name that rows carry, which also says what they are about
+    alphas: Sequence[float] = ALPHAS  # strengths in each direction's own unit
+
+    def __post_init__(self) -> None:
+        if not self.directions or not self.alphas or not all(math.isfinite(alpha) for alpha in self.alphas):
+            raise InvalidInputError(
+                f"Directions {list(self.directions)} at strengths {list(self.alphas)}: expected one or more of each, "
+                "finite strengths."
+            )
 
 
 @dataclass(frozen=True)
@@ -115,6 +132,7 @@ def evaluate_method(
     *,
     batch: int = 8,
     edit: EditTest | None = None,
+    attributes: AttributeTest | None = None,
     keep: int = 48,
     progress: Progress | None = None,
 ) -> MethodReport:
@@ -127,6 +145,7 @@ def evaluate_method(
         measures: with what to measure.
         batch: photographs at a time. A batch that fails is tried again one by one.
         edit: also measured when given.
+        attributes: also measured when given, see `attribute_response`.
         keep: how many pictures the report holds at most.
         progress: called after each batch.
 
@@ -143,6 +162,7 @@ def evaluate_method(
     size = context.generator.resolution
     values: dict[str, list[float]] = {}
     responses: dict[str, list[float]] = {}
+    effects: _Effects = {}
     names: list[str] = []
     failed: list[tuple[str, GANInversionError]] = []
     pictures = torch.ones(min(keep, len(photographs)), 3, size, size)
@@ -167,6 +187,8 @@ def evaluate_method(
                     responses, edit_response(target, drawn, changed, measures, smiles, truth=truth, mask=result.mask)
                 )
                 _keep(edited, rows, changed)
+            if attributes is not None:
+                _add_effects(effects, target, drawn, result, measures, attributes)
             names += [photographs.names[row] for row in rows]
         if progress is not None:
             progress(method.name, len(part))
@@ -182,6 +204,8 @@ def evaluate_method(
         row["peak_memory_mb"] = peak_bytes / 1e6
     if edit is not None:
         row["edit"] = _edit_row(edit, responses)
+    if attributes is not None:
+        row["attributes"] = _effect_rows(effects, context.seed)
     row["intervals"] = {key: interval for key, v in values.items() if (interval := _interval(v, context.seed))}
     row["per_image"] = {"names": names, **{key: [_rounded(v) for v in per] for key, per in values.items()}}
     if failed:
@@ -321,6 +345,90 @@ def _edit_row(edit: EditTest, responses: Mapping[str, Sequence[float]]) -> dict[
     return row
 
 
+_Effects = dict[tuple[str, float], dict[str, list[float]]]  # (direction, strength) -> measure -> images
+
+
+def attribute_response(
+    method: Method,
+    photographs: Photographs,
+    context: Context,
+    measures: Measures,
+    directions: Mapping[str, Direction],
+    alphas: Sequence[float] = ALPHAS,
+    *,
+    batch: int = 8,
+    progress: Progress | None = None,
+) -> list[dict[str, Any]]:
+    """How far directions move what they are named for, and who the person is afterwards, on a method's inversions.
+
+    Args:
+        method, photographs, context, batch, progress: as in `evaluate_method`.
+        measures: `landmarks` gives smile, mouth and yaw, `embed` the identity; without them brightness is left.
+        directions: by name; the name says which attribute is meant (`attribute_of_direction`).
+        alphas: strengths, in each direction's own unit.
+
+    Returns:
+        A row for each direction and strength: "direction", "alpha", "images"; "attribute", what is meant, and "change",
+        its mean, where one of `ATTRIBUTES` measures it; "changes", means of all of them, each against the method's own
+        unedited picture and in its `change_unit`; "id_to_source", mean similarity of the edited picture to the
+        photograph, and "id_to_inversion", to the unedited picture; "intervals" (95 % by bootstrap) and "per_image".
+        Photographs on which the method fails are left out.
+
+    Raises:
+        InvalidInputError: no direction or strength, or one that is not finite.
+        GeneratorMismatchError: a direction of another generator.
+        GANInversionError: the method failed on every photograph (the first one's error).
+    """
+    test = AttributeTest(directions, alphas)
+    effects: _Effects = {}
+    failed: list[tuple[str, GANInversionError]] = []
+    for part in torch.arange(len(photographs)).split(batch):
+        for _, target, result, _ in _run(method, photographs, part.tolist(), context, failed):
+            with torch.no_grad():
+                drawn = render(result.inversion).clamp(-1, 1)
+            _add_effects(effects, target, drawn, result, measures, test)
+        if progress is not None:
+            progress(method.name, len(part))
+    if not effects:
+        raise failed[0][1]
+    return _effect_rows(effects, context.seed)
+
+
+@torch.no_grad()
+def _add_effects(
+    effects: _Effects, source: Tensor, plain: Tensor, result: Result, measures: Measures, test: AttributeTest
+) -> None:
+    """What the directions do to a batch, added to `effects`; source and plain [B, 3, R, R] in [-1, 1]."""
+    before = attributes_of(plain, measures.landmarks)
+    known = None if measures.embed is None else (measures.embed(source), measures.embed(plain))
+    for name, direction in test.directions.items():
+        for alpha in test.alphas:
+            edited = render(result.inversion, Edit.of(direction, alpha)).clamp(-1, 1)
+            after = attributes_of(edited, measures.landmarks)
+            values = {key: ATTRIBUTES[key].change(before[key], after[key]) for key in before}
+            if measures.embed is not None and known is not None:
+                embedded = measures.embed(edited)
+                values["id_to_source"] = (known[0] * embedded).sum(dim=1)
+                values["id_to_inversion"] = (known[1] * embedded).sum(dim=1)
+            _extend(effects.setdefault((name, alpha), {}), values)
+
+
+def _effect_rows(effects: _Effects, seed: int) -> list[dict[str, Any]]:
+    rows = []
+    for (name, alpha), values in effects.items():
+        means = _means(values)
+        meant = attribute_of_direction(name)
+        row: dict[str, Any] = {"direction": name, "alpha": alpha, "images": max(map(len, values.values()))}
+        if meant is not None and meant in means:
+            row |= {"attribute": meant, "change": means[meant]}
+        row["changes"] = {key: means[key] for key in ATTRIBUTES if key in means}
+        row |= {key: mean for key, mean in means.items() if key not in ATTRIBUTES}
+        row["intervals"] = {key: interval for key, v in values.items() if (interval := _interval(v, seed))}
+        row["per_image"] = {key: [_rounded(v) for v in per_image] for key, per_image in values.items()}
+        rows.append(row)
+    return rows
+
+
 @torch.no_grad()
 def _distances(measures: Measures, a: Tensor, b: Tensor, batch: int, device: torch.device | str) -> Tensor:
     distance = measures.perceptual or multiscale_distance
@@ -335,17 +443,24 @@ def _in_batches(function: Callable[[Tensor], Tensor], x: Tensor, batch: int, dev
     return torch.cat([function(part.to(device)).cpu() for part in x.split(batch)])
 
 
-def mouth_widths(points: np.ndarray) -> np.ndarray:
-    """Distance of the mouth corners [B] of 68 points [B, 68, 2]."""
-    right, left = _MOUTH_CORNERS
-    return np.hypot(*(points[:, left] - points[:, right]).T)
+def aligned_landmarks(net: LandmarkNet, images: Tensor, *, least_score: float | None = None) -> np.ndarray:
+    """68 points [B, 68, 2] in pixels of FFHQ crops [B, 3, S, S] in [-1, 1], by the package's own landmark net.
+
+    With `least_score`, images in which the net's face score (0..1) is lower, or whose points lead out of the picture,
+    give rows of NaN.
+    """
+    return np.stack([_aligned_points(net, image.clamp(-1, 1), least_score) for image in images.split(1)])
 
 
-def aligned_landmarks(net: LandmarkNet, images: Tensor) -> np.ndarray:
-    """68 points [B, 68, 2] in pixels of FFHQ crops [B, 3, S, S] in [-1, 1], by the package's own landmark net."""
-    return np.stack(
-        [predict_landmarks(net, image.clamp(-1, 1), _aligned_region(images.shape[2]))[0] for image in images.split(1)]
-    )
+def _aligned_points(net: LandmarkNet, image: Tensor, least_score: float | None) -> np.ndarray:
+    region = _aligned_region(image.shape[2])
+    if least_score is None:
+        return predict_landmarks(net, image, region)[0]
+    try:
+        points, score = predict_landmarks(net, image, region, least_score=least_score)
+    except InvalidInputError:
+        score = 0.0
+    return points if score >= least_score else np.full((POINT_COUNT, 2), math.nan)
 
 
 def _aligned_region(size: int) -> CropTransform:
@@ -356,8 +471,7 @@ def _aligned_region(size: int) -> CropTransform:
 
 def landmark_agreement(points: np.ndarray, other: np.ndarray) -> dict[str, float]:
     """How far two nets' 68 points [B, 68, 2] lie apart on average, in eye distances of `other`: all, and mouth corners."""
-    eyes = np.hypot(*(other[:, 42:48].mean(axis=1) - other[:, 36:42].mean(axis=1)).T)
-    apart = np.hypot(*(points - other).transpose(2, 0, 1)) / eyes[:, None]
+    apart = np.hypot(*(points - other).transpose(2, 0, 1)) / eye_distances(other)[:, None]
     return {"all_points": float(apart.mean()), "mouth_corners": float(apart[:, list(_MOUTH_CORNERS)].mean())}
 
 

@@ -74,11 +74,14 @@ class InvertibilityConfig:
     base: DeepLabConfig = field(default_factory=DeepLabConfig)
     hidden: int = 4  # channels inside a head
     domain: str | None = None
+    threshold: float | None = None  # tau for `latent_map` that belongs to these predictions; None is SAM's `TAU`
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "spaces", tuple(self.spaces))
         if not self.spaces or self.hidden < 1:
             raise InvalidInputError(f"Invertibility network for spaces {self.spaces}: expected at least one.")
+        if self.threshold is not None and not (math.isfinite(self.threshold) and self.threshold > 0):
+            raise InvalidInputError(f"Invertibility threshold {self.threshold}: expected a number above 0.")
         for space in self.spaces:
             if space != W_PLUS:
                 feature_side(space)
@@ -87,6 +90,11 @@ class InvertibilityConfig:
     def architecture(self) -> str:
         """Name of the network in files."""
         return "sam-invertibility"
+
+    @property
+    def tau(self) -> float:
+        """The threshold to read predictions with."""
+        return TAU if self.threshold is None else self.threshold
 
     @staticmethod
     def slim(resolution: int = 128, domain: str | None = None) -> InvertibilityConfig:
@@ -97,8 +105,10 @@ class InvertibilityConfig:
         return InvertibilityConfig(latent_spaces(resolution), base, domain=domain)
 
     @staticmethod
-    def from_state_dict(tensors: Mapping[str, Any], domain: str | None = None) -> InvertibilityConfig:
-        """Sizes from the shapes of an `InvertibilityNet`'s tensors.
+    def from_state_dict(
+        tensors: Mapping[str, Any], domain: str | None = None, threshold: float | None = None
+    ) -> InvertibilityConfig:
+        """Sizes from the shapes of an `InvertibilityNet`'s tensors; what shapes do not show is given.
 
         Raises:
             UnsupportedModelError: an expected key is not there, or the names of the heads are no latent spaces.
@@ -110,7 +120,7 @@ class InvertibilityConfig:
             raise UnsupportedModelError("Invertibility network without heads: expected heads.W+.m.0.weight and others.")
         hidden = int(tensors[next(iter(heads.values()))].shape[1])
         try:
-            return InvertibilityConfig(in_order(heads), base, hidden, domain)
+            return InvertibilityConfig(in_order(heads), base, hidden, domain, threshold)
         except InvalidInputError as error:
             raise UnsupportedModelError(f"Not an invertibility network: {error}") from error
 
@@ -273,6 +283,29 @@ def latent_map(
             error = mean_per_segment(error, segments.to(error.device))
         index = torch.where(error <= tau, position, index)
     return LatentMap(order, index[:, 0])
+
+
+def with_region(latent_map: LatentMap, region: Tensor, space: str) -> LatentMap:
+    """The same map with a region put into a space by hand.
+
+    Args:
+        latent_map: stays as it is.
+        region: [B or 1, 1, h, w] in 0..1, of any size; half and more is inside.
+        space: one of the map's.
+
+    Raises:
+        InvalidInputError: a region of another batch or shape, or a space that the map does not have.
+    """
+    if space not in latent_map.spaces:
+        raise InvalidInputError(f"Latent space {space!r}: this map has {', '.join(latent_map.spaces)}.")
+    if region.ndim != 4 or region.shape[1] != 1 or len(region) not in (1, len(latent_map)):
+        raise InvalidInputError(
+            f"Region of shape {tuple(region.shape)} for {len(latent_map)} latent map(s): expected "
+            f"[1 or {len(latent_map)}, 1, height, width]."
+        )
+    index = latent_map.index
+    inside = resize_antialiased(region.float(), (index.shape[1], index.shape[2]))[:, 0] >= 0.5
+    return LatentMap(latent_map.spaces, torch.where(inside.to(index.device), latent_map.spaces.index(space), index))
 
 
 def out_of_domain(latent_map: LatentMap) -> Tensor:

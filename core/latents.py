@@ -26,6 +26,7 @@ _CELL_MIN = 128  # pixels; smaller pictures are enlarged, or no label would fit
 _GAP = 4
 _INK, _PAPER = (24, 24, 24), (255, 255, 255)
 _FONT_SHARE, _FONT_MIN = 9, 11  # text height is 1/9 of a cell, at least 11 pixels
+_CAPTION_SHARE, _CAPTION_MIN = 16, 10  # of captions; long ones shrink to their minimum first
 
 
 def sample_z(generator: Generator, seeds: int | Sequence[int]) -> Tensor:
@@ -150,9 +151,9 @@ class SweepGrid:
         index = range(len(self.row_labels))[row] * len(self.column_labels) + range(len(self.column_labels))[column]
         return self.images[index : index + 1]
 
-    def draw(self, cell: int | None = None) -> Image.Image:
+    def draw(self, cell: int | None = None, captions: Sequence[str] = ()) -> Image.Image:
         """The labelled grid (see `draw_grid`)."""
-        return draw_grid(self.images, self.row_labels, self.column_labels, cell=cell)
+        return draw_grid(self.images, self.row_labels, self.column_labels, cell=cell, captions=captions)
 
 
 @torch.no_grad()
@@ -247,14 +248,16 @@ def draw_grid(
     *,
     columns: int | None = None,
     cell: int | None = None,
+    captions: Sequence[str] = (),
 ) -> Image.Image:
-    """One picture of many, with labels to the left and above.
+    """One picture of many, with labels to the left and above and captions below each; no text covers a picture.
 
     Args:
         images: [N, 3, H, W] in [-1, 1], row by row.
         row_labels, column_labels: empty for none; long ones get a smaller font, then an ellipsis.
         columns: pictures per row; None is the number of column labels, or else of pictures.
         cell: width of one picture in pixels; None is its own, at least 128.
+        captions: one for each picture, "\\n" between lines, or empty for none. All pictures get the room of the longest.
 
     Returns:
         An RGB picture: dark text on white.
@@ -270,6 +273,8 @@ def draw_grid(
             f"{len(images)} pictures in {columns} column(s) with {len(row_labels)} row labels and {len(column_labels)} "
             f"column labels: expected {columns} column labels and {rows} row labels, or none."
         )
+    if len(captions) not in (0, len(images)):
+        raise InvalidInputError(f"{len(captions)} captions for {len(images)} pictures: expected as many, or none.")
     width = cell or max(images.shape[3], _CELL_MIN)
     height = max(1, round(width * images.shape[2] / images.shape[3]))
     if (height, width) != tuple(images.shape[2:]):
@@ -279,13 +284,22 @@ def draw_grid(
     if row_labels:
         left = min(round(max(_font(size).getlength(label) for label in row_labels)) + 3 * _GAP, 3 * width)
     top = size + 3 * _GAP if column_labels else 0
-    sheet = Image.new("RGB", (left + columns * (width + _GAP) + _GAP, top + rows * (height + _GAP) + _GAP), _PAPER)
+    small = max(_CAPTION_MIN, min(height, width) // _CAPTION_SHARE)
+    line_height = small + _GAP
+    foot = line_height * max((len(caption.splitlines()) for caption in captions), default=0)
+    pitch = height + foot + _GAP
+    sheet = Image.new("RGB", (left + columns * (width + _GAP) + _GAP, top + rows * pitch + _GAP), _PAPER)
     pen = ImageDraw.Draw(sheet)
     for index, picture in enumerate(to_pil(images)):
         row, column = divmod(index, columns)
-        sheet.paste(picture, (left + _GAP + column * (width + _GAP), top + _GAP + row * (height + _GAP)))
+        corner = left + _GAP + column * (width + _GAP), top + _GAP + row * pitch
+        sheet.paste(picture, corner)
+        for line, caption in enumerate(captions[index].splitlines() if captions else ()):
+            text, font = _fitted(caption, small, width, _CAPTION_MIN)
+            at = corner[0] + width // 2, corner[1] + height + line * line_height + line_height // 2
+            pen.text(at, text, fill=_INK, font=font, anchor="mm")
     for row, label in enumerate(row_labels):
-        middle = top + _GAP + row * (height + _GAP) + height // 2
+        middle = top + _GAP + row * pitch + height // 2
         text, font = _fitted(label, size, left - 2 * _GAP)
         pen.text((left - _GAP, middle), text, fill=_INK, font=font, anchor="rm")
     for column, label in enumerate(column_labels):
@@ -299,9 +313,9 @@ def _font(size: int) -> ImageFont.FreeTypeFont:
     return ImageFont.load_default(size)  # type: ignore[return-value]
 
 
-def _fitted(text: str, size: int, width: int) -> tuple[str, ImageFont.FreeTypeFont]:
+def _fitted(text: str, size: int, width: int, least: int = _FONT_MIN) -> tuple[str, ImageFont.FreeTypeFont]:
     """The text, and the largest font up to `size` in which it fits; cut off where even the smallest is too wide."""
-    while size > _FONT_MIN and _font(size).getlength(text) > width:
+    while size > least and _font(size).getlength(text) > width:
         size -= 1
     font = _font(size)
     if font.getlength(text) <= width:

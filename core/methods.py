@@ -15,12 +15,20 @@ from torch import Tensor, nn
 from . import dhr
 from .dhr import DhrConfig
 from .discriminator import Discriminator
+from .encoders import Encoder
 from .errors import InvalidInputError
 from .generator import Generator
+from .imaging import area_pool
 from .inversion import Inversion, render
+from .invertibility import TAU, InvertibilityNet, LatentMap, latent_map, out_of_domain
 from .losses import LayeredDistance
+from .multilayer import MultilayerConfig, invert_multilayer, measure_errors
+from .multilayer_encoder import MultilayerEncoder, encode_multilayer
 from .projection import ProjectionConfig, project
 from .refinement import Refinement
+from .samm import Samm, align
+from .samm_image import ImageAlignmentConfig, align_image
+from .superpixels import superpixels
 from .tuning import NearPerfectConfig, PtiConfig, near_perfect, tune
 
 
@@ -65,6 +73,7 @@ class Method:
     needs: tuple[str, ...]
     run: Callable[[Tensor, Context], Result]
     wants: tuple[str, ...] = ()  # used where present
+    compares: bool = False  # uses `Context.distance`
     settings: Callable[[Context], dict[str, Any]] = _no_settings
 
 
@@ -164,7 +173,7 @@ def _dhr(name: str, **settings: Any) -> Method:
         parser = "bisenet" if "bisenet" in context.models else "none: superpixels alone"
         return _described(config(context), _distance(context), face_parser=parser)
 
-    return Method(name, ("e4e",), run, wants=("bisenet",), settings=described)
+    return Method(name, ("e4e",), run, wants=("bisenet",), compares=True, settings=described)
 
 
 def _pti() -> Method:
@@ -174,7 +183,10 @@ def _pti() -> Method:
     def run(images: Tensor, context: Context) -> Result:
         return _result(tune(_start(images, context), _distance(context), config(context)))
 
-    return Method("pti", ("e4e",), run, settings=lambda context: _described(config(context), _distance(context)))
+    def described(context: Context) -> dict[str, Any]:
+        return _described(config(context), _distance(context))
+
+    return Method("pti", ("e4e",), run, compares=True, settings=described)
 
 
 def _near_perfect() -> Method:
@@ -189,6 +201,118 @@ def _near_perfect() -> Method:
         return _result(near_perfect(_start(images, context), discriminator, config(context)))
 
     return Method("near-perfect", ("e4e", judge), run, settings=lambda context: _described(config(context)))
+
+
+def _samm(name: str, iterations: int = 2, warp: bool = True) -> Method:
+    def run(images: Tensor, context: Context) -> Result:
+        network, encoder = context.models["samm"], context.models["e4e"]
+        assert isinstance(network, Samm) and isinstance(encoder, Encoder)
+        found = align(_start(images, context), encoder, network, iterations=iterations, warp=warp)
+        return Result(found.inversion, found.mask)
+
+    def described(context: Context) -> dict[str, Any]:
+        return {"start": "e4e code", "features": "e4e", "iterations": iterations, "warp": warp, "mask_threshold": 0.0}
+
+    return Method(name, ("e4e", "samm"), run, settings=described)
+
+
+def _samm_image() -> Method:
+    def config(context: Context) -> ImageAlignmentConfig:
+        return ImageAlignmentConfig(steps=context.steps_or(ImageAlignmentConfig.steps), seed=context.seed)
+
+    def run(images: Tensor, context: Context) -> Result:
+        found = align_image(_start(images, context), config(context), distance=_distance(context))
+        return Result(found.inversion, found.mask)
+
+    def described(context: Context) -> dict[str, Any]:
+        # The distance's weight goes by the same name.
+        weight = {"distance_weight": ImageAlignmentConfig.distance}
+        return {**_described(config(context)), "distance": _distance(context).name, **weight}
+
+    return Method("samm-image", ("e4e",), run, compares=True, settings=described)
+
+
+@dataclass(frozen=True)
+class _Multilayer:
+    """Settings of SAM that go with a distance."""
+
+    distance_weight: float = 1.0
+    feature_weight: float = MultilayerConfig.feature_weight
+    tau: float = TAU  # threshold of errors that were measured with it
+
+
+# By the distance's name; those of LPIPS are SAM's own, the trunk's threshold was found on drawn objects.
+_MULTILAYER = {"portraits-perceptual": _Multilayer(distance_weight=0.2, feature_weight=1.0, tau=0.55)}
+_PREDICTED_AT = 256  # px: what the published predictors were trained on
+_MEASURING_STEPS = 100
+_PREDICTOR, _SAM_ENCODER = "sam-invertibility", "sam-encoder"
+
+
+def _multilayer(context: Context) -> _Multilayer:
+    return _MULTILAYER.get(_distance(context).name, _Multilayer())
+
+
+def _predicted_map(images: Tensor, predictor: nn.Module) -> LatentMap:
+    """By superpixels, with the predictor's own threshold."""
+    assert isinstance(predictor, InvertibilityNet)
+    small = area_pool(images, min(_PREDICTED_AT, images.shape[3]))
+    return latent_map(predictor(small), superpixels(small), predictor.config.tau)
+
+
+def _sam() -> Method:
+    def config(context: Context, steps: int = MultilayerConfig.steps) -> MultilayerConfig:
+        own = _multilayer(context)
+        return MultilayerConfig(
+            steps=context.steps_or(steps),
+            distance_weight=own.distance_weight,
+            feature_weight=own.feature_weight,
+            seed=context.seed,
+        )
+
+    def measuring(context: Context) -> MultilayerConfig:
+        found = config(context, _MEASURING_STEPS)
+        return dataclasses.replace(found, steps=min(found.steps, _MEASURING_STEPS))
+
+    def run(images: Tensor, context: Context) -> Result:
+        code, distance = _start(images, context).w_plus, _distance(context)
+        predictor = context.models.get(_PREDICTOR)
+        if predictor is not None:
+            where = _predicted_map(images, predictor)
+        else:
+            options: dict[str, Any] = {"start": code, "distance": distance}
+            errors = measure_errors(images, context.generator, config=measuring(context), **options)
+            where = latent_map(errors, superpixels(images), _multilayer(context).tau)
+        found = invert_multilayer(images, context.generator, where, config(context), start=code, distance=distance)
+        return Result(found, out_of_domain(where))
+
+    def described(context: Context) -> dict[str, Any]:
+        predictor = context.models.get(_PREDICTOR)
+        errors: dict[str, Any] = {"errors": _PREDICTOR}
+        if predictor is None:
+            errors = {
+                "errors": "measured",
+                "measuring_steps": measuring(context).steps,
+                "tau": _multilayer(context).tau,
+            }
+        elif isinstance(predictor, InvertibilityNet):
+            errors["tau"] = predictor.config.tau
+        return _described(config(context), _distance(context), **errors, segments="superpixels")
+
+    return Method("sam", ("e4e",), run, wants=(_PREDICTOR,), compares=True, settings=described)
+
+
+def _sam_encoder() -> Method:
+    def run(images: Tensor, context: Context) -> Result:
+        network = context.models[_SAM_ENCODER]
+        assert isinstance(network, MultilayerEncoder)
+        where = _predicted_map(images, context.models[_PREDICTOR])
+        return Result(encode_multilayer(_start(images, context), where, network), out_of_domain(where))
+
+    def described(context: Context) -> dict[str, Any]:
+        tau = getattr(getattr(context.models.get(_PREDICTOR), "config", None), "tau", TAU)
+        return {"start": "e4e code", "errors": _PREDICTOR, "tau": tau, "segments": "superpixels"}
+
+    return Method(_SAM_ENCODER, ("e4e", _PREDICTOR, _SAM_ENCODER), run, settings=described)
 
 
 def _error_threshold() -> Method:
@@ -210,3 +334,10 @@ register(_dhr("dhr"))
 register(_dhr("dhr-keep", keep_pixels=True))  # with the photograph's own pixels where it is out of domain
 register(_pti())
 register(_near_perfect())
+register(_samm("samm"))
+register(_samm("samm-1", iterations=1))
+register(_samm("samm-3", iterations=3))
+register(_samm("samm-blend-only", warp=False))  # the paper's ablation without spatial alignment
+register(_samm_image())
+register(_sam())
+register(_sam_encoder())

@@ -40,6 +40,12 @@ LAPA_CLASSES = (
     "hair",
 )  # fmt: skip
 
+# What SAM's code treats as one segment of a face (adobe-research/sam_inversion); hair, clothes and things worn stay apart.
+FACE_SEGMENT = (
+    "skin", "left-brow", "right-brow", "left-eye", "right-eye", "left-ear", "right-ear", "nose", "mouth", "upper-lip",
+    "lower-lip", "neck",
+)  # fmt: skip
+
 _PALETTE = {
     "background": (0, 0, 0),
     "skin": (240, 200, 160),
@@ -371,6 +377,19 @@ def parse(parser: Parser, image: Tensor) -> Parsing:
             "[B, classes, H, W] of the same B, H and W."
         )
     return Parsing(logits.float().softmax(dim=1), tuple(parser.classes))
+
+
+def face_segments(parsing: Parsing) -> Tensor:
+    """Segments for methods that decide per segment: each pixel's most probable class, the face being one of them.
+
+    Returns:
+        Labels [B, H, W], int64: indices of `parsing.classes`; all of `FACE_SEGMENT` have the index of the first of them.
+    """
+    merged = [index for index, name in enumerate(parsing.classes) if name in FACE_SEGMENT]
+    label = torch.arange(len(parsing.classes), device=parsing.probabilities.device)
+    if merged:
+        label[merged] = merged[0]
+    return label[parsing.dominant()]
 
 
 def class_probability(

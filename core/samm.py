@@ -355,9 +355,40 @@ class Samm(nn.Module):
         levels = zip(resolutions, [None, *resolutions[:-1]], strict=True)
         return SynthesisHooks(after_upconv={r: place(r, coarser) for r, coarser in levels}), found
 
+    def check_fit(self, generator: Generator, encoder: Encoder | None = None) -> None:
+        """Checks sizes before anything is drawn.
+
+        Raises:
+            GeneratorMismatchError: this generator's features have other sizes.
+            InvalidInputError: the encoder's maps have.
+        """
+        config, sizes = self.config, generator.config
+        channels = dict(zip(sizes.resolutions, sizes.channels, strict=True))
+        for resolution, wanted in zip(config.resolutions, config.channels, strict=True):
+            if channels.get(resolution) != wanted:
+                found = f"{channels[resolution]} there" if resolution in channels else f"only {sizes.resolutions} px"
+                raise GeneratorMismatchError(
+                    f"SAMM aligns {wanted} channels at {resolution} px, this generator has {found}: "
+                    "load the SAMM network that was trained for it."
+                )
+        if encoder is None:
+            return
+        maps = SammConfig.for_networks(generator, encoder)
+        widths = dict(zip(maps.resolutions, maps.encoder_channels, strict=True))
+        needed = dict(zip(config.resolutions, config.encoder_channels, strict=True))
+        if any(widths.get(resolution) != wanted for resolution, wanted in needed.items()):
+            raise InvalidInputError(
+                f"SAMM compares encoder maps of {_sizes(needed)}, this encoder gives {_sizes(widths)}: "
+                "use the encoder it was trained with."
+            )
+
     def extra_repr(self) -> str:
         """Sizes for `print(module)`."""
         return f"{self.config.resolutions}, channels {self.config.channels}, warp_scale {self.config.warp_scale}"
+
+
+def _sizes(channels: Mapping[int, int]) -> str:
+    return ", ".join(f"{count} channels at {resolution} px" for resolution, count in channels.items())
 
 
 @dataclass

@@ -23,7 +23,7 @@ from .generator import SynthesisHooks
 from .inversion import Inversion
 from .losses import Distance, multiscale_distance, require_finite
 from .projection import w_statistics
-from .refinement import Progress, Steps
+from .refinement import Progress, Steps, check_settings
 from .samm import (
     Aligned,
     Found,
@@ -64,6 +64,7 @@ class ImageAlignmentConfig:
     w_learning_rate: float = 0.02  # in units of the spread of w
     preview_every: int = 10
     seed: int = 0
+    seconds: float | None = None  # after so long the best step so far is kept; None is no limit
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "resolutions", tuple(self.resolutions))
@@ -72,6 +73,7 @@ class ImageAlignmentConfig:
                 f"Per-image alignment with {self.steps} steps, cells of {self.flow_cell} and {self.mask_cell} px and a "
                 f"preview every {self.preview_every}: expected at least 1."
             )
+        check_settings(seconds=(self.seconds, 0))
         if not (math.isfinite(self.learning_rate) and self.learning_rate > 0 and self.start_error > 0):
             raise InvalidInputError(
                 f"Per-image alignment with learning rate {self.learning_rate} and start_error {self.start_error}: "
@@ -204,7 +206,7 @@ def _optimise(
     best: Found | None = None
     best_w = w_plus.detach().clone()
     with torch.enable_grad():
-        steps = Steps(config.steps, progress, preview_every=config.preview_every)
+        steps = Steps(config.steps, progress, seconds=config.seconds, preview_every=config.preview_every)
         for _ in steps:
             hooks, found = fields.hooks()
             drawn = draw(dataclasses.replace(inversion, w_plus=w_plus), hooks)

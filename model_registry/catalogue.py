@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 KINDS = (
     "generator", "encoder", "refinement", "invertibility", "samm", "reganie", "face-parsing", "identity", "detector",
-    "landmarks", "attributes", "perceptual", "metric", "direction", "mapper", "discriminator",
+    "landmarks", "attributes", "perceptual", "metric", "direction", "mapper", "discriminator", "multilayer-encoder",
 )  # fmt: skip
 _CATALOGUE_FILE = Path(__file__).with_name("catalogue.json")
 _BUNDLED_DIR = Path(__file__).with_name("bundled")

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+import json
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from ..core.errors import InvalidInputError, ModelNotFoundError
 from ..model_registry import LoadedModel, catalogue
@@ -17,10 +20,13 @@ NO_MODEL = "none found"
 
 _FORMATS = {"rosinality", "nvidia-torch-pickle", "nvidia-tensorflow-pickle", "psp-checkpoint", "safetensors"}
 _ARCHITECTURES = {"generator": {"stylegan2"}, "encoder": {"e4e", "psp", "restyle-e4e", "restyle-psp"},
-                  "discriminator": {"stylegan2-discriminator"}}  # fmt: skip
+                  "discriminator": {"stylegan2-discriminator"}, "samm": {"samm"},
+                  "invertibility": {"sam-invertibility"}, "multilayer-encoder": {"sam-encoder"}}  # fmt: skip
+_DETECTED = {"invertibility", "multilayer-encoder"}  # kinds of one form only, so that files need no format
 _NOT_DIRECTIONS = {"styleclip-global"}
 _A = {"generator": "a generator", "encoder": "an encoder", "direction": "a direction",
-      "discriminator": "a discriminator"}  # fmt: skip
+      "discriminator": "a discriminator", "samm": "a SAMM network", "invertibility": "an invertibility predictor",
+      "multilayer-encoder": "a multilayer encoder"}  # fmt: skip
 _SHOWN = 3  # names suggested in a message
 _DIRECTION_BYTES = 64 * 2**20  # no direction file is larger; weights are
 
@@ -34,6 +40,11 @@ def choices(kind: str) -> list[str]:
     bundled = [entry.id for entry in entries if isinstance(entry.source, BundledSource)]
     fetched = [e.id for e in entries if not isinstance(e.source, (BundledSource, ManualSource)) or _is_there(e)]
     return [*bundled, *(i for i in fetched if i not in bundled), *_files(kind)] or [NO_MODEL]
+
+
+def found(kind: str) -> list[str]:
+    """As `choices`, but empty where there is nothing: for widgets that offer more than files."""
+    return [name for name in choices(kind) if name != NO_MODEL]
 
 
 def resolve(name: str, kind: str) -> str | Path:
@@ -95,10 +106,83 @@ def domain_of(loaded: LoadedModel) -> str | None:
     return next((entry.domain for entry in known), None)
 
 
+def header(path: Path) -> Mapping[str, str]:
+    """What the header of a safetensors file says; empty for files of other kinds and damaged ones."""
+    try:
+        found = path.stat()
+        return _header(path, found.st_size, found.st_mtime_ns)
+    except OSError:
+        return {}
+
+
+def configured(facts: Mapping[str, str]) -> Mapping[str, Any]:
+    """The network's configuration in a header of this package; empty where there is none."""
+    try:
+        found = json.loads(facts.get("config", ""))
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+@functools.lru_cache(maxsize=256)
+def _header(path: Path, size: int, changed: int) -> Mapping[str, str]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(str(path), "pt") as file:
+            return dict(file.metadata() or {})
+    except (SafetensorError, OSError):
+        return {}
+
+
+def made_for(kind: str, domain: str | None, name: str, resolution: int, spaces: Collection[str]) -> str | Path | None:
+    """The network of a kind that belongs to a generator, as `resolve` gives it; None where none is on this machine.
+
+    A catalogue entry of its domain and resolution, or else a file whose header says that it was trained for a generator
+    of that name or domain. Latent spaces in the header must be some of `spaces`.
+    """
+    for entry, path in _known(kind):
+        same = entry.domain is not None and entry.domain == domain and entry.resolution in (None, resolution)
+        if same and _has_spaces(header(path), spaces):
+            return entry.id
+    for path in _own(kind):
+        facts = header(path)
+        trained_for = Path(facts.get("generator", "")).name
+        if (trained_for == name or facts.get("domain") == domain is not None) and _has_spaces(facts, spaces):
+            return path
+    return None
+
+
+def all_fingerprints(kind: str) -> str:
+    """Changes when what `made_for` may find does."""
+    return "; ".join(file_fingerprint(path) for path in [*(path for _, path in _known(kind)), *_own(kind)])
+
+
+def _known(kind: str) -> Iterator[tuple[CatalogueEntry, Path]]:
+    """Catalogue entries of a kind whose file is here and undamaged."""
+    for entry in catalogue.load_catalogue():
+        if entry.kind == kind and _usable(entry):
+            path, problem = catalogue.locate(entry, verify=False)
+            if path is not None and problem is None:
+                yield entry, path
+
+
+def _own(kind: str) -> Iterator[Path]:
+    """Files of the model folders whose header says that they hold such a network."""
+    for folder in catalogue.model_dirs(kind):
+        for name in files_below(folder, {".safetensors"}):
+            if header(folder / name).get("architecture") in _ARCHITECTURES[kind]:
+                yield folder / name
+
+
+def _has_spaces(facts: Mapping[str, str], spaces: Collection[str]) -> bool:
+    return set(configured(facts).get("spaces", ())) <= set(spaces)
+
+
 def _usable(entry: CatalogueEntry) -> bool:
     if entry.kind == "direction":
         return entry.architecture not in _NOT_DIRECTIONS
-    known = isinstance(entry.source, BundledSource) or entry.format in _FORMATS
+    known = isinstance(entry.source, BundledSource) or entry.format in _FORMATS or entry.kind in _DETECTED
     return known and entry.architecture in _ARCHITECTURES[entry.kind]
 
 

@@ -16,7 +16,17 @@ from ..core.refinement import Refinement
 from ..model_registry import catalogue, load_model, perceptual_distance
 from ..model_registry.perceptual import BUNDLED_DISTANCE, available_distance
 from . import _models
-from ._comfy import EXPERT, Progress, check_interrupt, intermediate_device, io, load_models, optimising, progress
+from ._comfy import (
+    EXPERT,
+    Network,
+    Progress,
+    check_interrupt,
+    intermediate_device,
+    io,
+    load_models,
+    optimising,
+    progress,
+)
 from ._types import GeneratorWire, InversionWire
 
 if TYPE_CHECKING:
@@ -31,10 +41,12 @@ DISTANCE_TOOLTIP = (
     "alexnet-owt-7be5be79.pth in models/stylegan. Both need the packages lpips and torchvision."
 )
 NO_PARSER = "none"
-_FACE_PARSER = "bisenet-face-parsing"
-PARSERS = (AUTOMATIC, NO_PARSER, _FACE_PARSER)
+FACE_PARSER = "bisenet-face-parsing"
+PARSERS = (AUTOMATIC, NO_PARSER, FACE_PARSER)
 _FACES = ("ffhq", "portraits")  # domains of aligned faces
-_GRADIENT_COPIES = 6  # activations kept for the backward pass, in forward passes
+# Weight of a distance beside the squared error in SAM's optimisation, by name; 1 for LPIPS.
+DISTANCE_WEIGHTS = {BUNDLED_DISTANCE: 0.2}
+GRADIENT_COPIES = 6  # activations kept for the backward pass, in forward passes
 
 
 def seconds_input(tooltip: str) -> Any:
@@ -80,11 +92,11 @@ def find_face_parser(name: str, generator: GeneratorWire) -> FaceParser | None:
     if name == NO_PARSER:
         return None
     if name == AUTOMATIC:
-        path, problem = catalogue.locate(catalogue.find(_FACE_PARSER), verify=False)
+        path, problem = catalogue.locate(catalogue.find(FACE_PARSER), verify=False)
         if path is None or problem is not None or generator.domain not in _FACES:
             return None
     with optimising():
-        loaded = load_model(_FACE_PARSER, architecture="bisenet", progress=progress(), check_interrupt=check_interrupt)
+        loaded = load_model(FACE_PARSER, architecture="bisenet", progress=progress(), check_interrupt=check_interrupt)
     return loaded.module  # type: ignore[return-value]
 
 
@@ -118,7 +130,11 @@ def discriminator_of(name: str, generator: GeneratorWire) -> tuple[Discriminator
 
 
 def refine_wire(
-    wire: InversionWire, refine: Callable[[Inversion, Progress], Refinement], steps: int, helpers: Sequence[Any] = ()
+    wire: InversionWire,
+    refine: Callable[[Inversion, Progress], Refinement],
+    steps: int,
+    helpers: Sequence[Any] = (),
+    networks: Sequence[Network] = (),
 ) -> tuple[InversionWire, Refinement]:
     """Runs a refinement of the library on what travels on the wire, and puts the result back there.
 
@@ -127,10 +143,11 @@ def refine_wire(
         refine: takes the inversion on the device it runs on, and the progress.
         steps: at most made for each image.
         helpers: further networks, moved to that device and back.
+        networks: further networks of the host's, from other wires, which it moves itself.
     """
     generator = wire.generator
     report = progress(steps * len(wire.inversion))
-    device = load_models([generator.network], _GRADIENT_COPIES * generator.activation_bytes)
+    device = load_models([generator.network, *networks], GRADIENT_COPIES * generator.activation_bytes)
     modules = [helper for helper in helpers if isinstance(helper, nn.Module)]
     try:
         with optimising():

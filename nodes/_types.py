@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from ..core.encoders import Encoder
 from ..core.errors import GeneratorMismatchError, InvalidInputError
 from ..core.generator import Generator
 from ..core.inversion import Inversion
+from ..core.invertibility import LatentMap
 from ._comfy import Network, intermediate_device, io
 
 PREFIX = "GANINVERSION"
@@ -29,6 +30,7 @@ EncoderSocket = io.Custom(f"{PREFIX}_ENCODER")
 InversionSocket = io.Custom(f"{PREFIX}_INVERSION")
 DirectionSocket = io.Custom(f"{PREFIX}_DIRECTION")  # a core.editing.Direction
 CropSocket = io.Custom(f"{PREFIX}_CROP")
+LatentMapSocket = io.Custom(f"{PREFIX}_LATENT_MAP")
 # Types of ComfyUI itself; old versions have only the names.
 FaceLandmarksSocket = io.Custom("FACE_LANDMARKS")
 BoundingBoxSocket = io.Custom("BOUNDING_BOX")
@@ -81,6 +83,20 @@ class InversionWire:
     def with_edit(self, more: Edit) -> InversionWire:
         """The same inversion with further directions."""
         return dataclasses.replace(self, edit=self.edit + more)
+
+
+@dataclass(frozen=True, eq=False)
+class LatentMapWire:
+    """Which latent space each region is inverted in, and the errors that say so; on the intermediate device.
+
+    Maps are of the photograph at 256 px or the generator's smaller size; where the generator's pictures have black bars,
+    of what lies between them, so that they may be wider than high.
+    """
+
+    latent_map: LatentMap
+    generator: GeneratorWire
+    errors: Mapping[str, Tensor]  # space -> [B, 1, h, w]
+    tau: float  # threshold of these errors
 
 
 @dataclass(frozen=True, eq=False)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import torch
 
+from ..core.attributes import ATTRIBUTES, attribute_of_direction
 from ..core.editing import Direction
 from ..core.errors import InvalidInputError
 from ..core.imaging import from_pil
-from ..core.latents import sweep
-from ._comfy import io, load_models, progress, schema
+from ..core.latents import SweepGrid, sweep
+from ._comfy import Progress, io, load_models, progress, schema
+from ._drawing import draw
+from ._measuring import IDENTITY_WORDS, FaceMeter, cell_captions
 from ._types import DirectionSocket, InversionSocket, InversionWire, check_choice, check_finite, to_comfy
 
 _RANGES = _OWN, _CUSTOM = "direction's own", "from low to high"
@@ -88,11 +91,23 @@ class GANInversionDirectionSweep(io.ComfyNode):
                     optional=True,
                     tooltip="Width of one picture of the grid in pixels.",
                 ),
+                io.Boolean.Input(
+                    "measure",
+                    default=False,
+                    optional=True,
+                    tooltip="Write below each picture how much of the person is left (id, 1 is all, against Render's "
+                    "unedited picture) and, for a smile, pose or brightness direction, how far the mouth, the head or the "
+                    "light moved. For aligned faces; a few hundredths of a second for each picture.",
+                ),
             ],
             outputs=[
-                io.Image.Output(display_name="grid", tooltip="One labelled picture."),
+                io.Image.Output(
+                    display_name="grid", tooltip="One labelled picture: names and strengths stand beside the faces."
+                ),
                 io.Image.Output(display_name="frames", tooltip="All pictures at full size, row by row."),
-                io.String.Output(display_name="labels", tooltip="What each row and column shows."),
+                io.String.Output(
+                    display_name="labels", tooltip="What each row and column shows, and what was measured."
+                ),
             ],
         )
 
@@ -108,6 +123,7 @@ class GANInversionDirectionSweep(io.ComfyNode):
         second_direction: Direction | None = None,
         second_steps: int = 3,
         cell: int = 256,
+        measure: bool = False,
     ) -> io.NodeOutput:
         """Grid, frames and labels."""
         check_choice("range", range, _RANGES)
@@ -116,20 +132,53 @@ class GANInversionDirectionSweep(io.ComfyNode):
             raise InvalidInputError(f"low and high are both {low:g}: expected two different strengths.")
         limits = (low, high) if range == _CUSTOM else direction.limits
         wire = inversion.generator
+        seconds = () if second_direction is None else _spaced(second_direction.limits, second_steps)
+        cells = len(inversion.inversion) * max(len(seconds), 1) * steps
+        report = progress((1 + measure) * cells)
         device = load_models([wire.network], wire.activation_bytes)
         grid = sweep(
             inversion.inversion.to(device),
             direction,
             _spaced(limits, steps),
             second_direction=second_direction,
-            second_strengths=() if second_direction is None else _spaced(second_direction.limits, second_steps),
+            second_strengths=seconds,
             edit=inversion.edit,
             chunk=1,
             dtype=wire.dtype_on(device),
-            on_progress=progress(),
+            on_progress=lambda done, _: report(done),
         )
         labels = f"Columns: {', '.join(grid.column_labels)}\nRows: {', '.join(grid.row_labels)}"
-        return io.NodeOutput(to_comfy(from_pil(grid.draw(cell))), to_comfy(grid.images), labels)
+        captions: list[str] = []
+        if measure:
+            captions = _measured(grid, inversion, direction, report)
+            labels += "\n" + _in_words(grid, captions, direction)
+        return io.NodeOutput(to_comfy(from_pil(grid.draw(cell, captions))), to_comfy(grid.images), labels)
+
+
+def _measured(grid: SweepGrid, wire: InversionWire, direction: Direction, report: Progress) -> list[str]:
+    """A caption for each picture of the grid, against the unedited ones."""
+    count = len(grid.images)
+    plain = draw(wire.inversion, wire.generator, None, progress()).cpu().split(1)
+    each, done = count // len(plain), iter(range(count + 1, 2 * count + 1))
+    return cell_captions(
+        FaceMeter.load(),
+        grid.images,
+        lambda index: plain[index // each],
+        attribute_of_direction(direction.name),
+        lambda: report(next(done)),
+    )
+
+
+def _in_words(grid: SweepGrid, captions: list[str], direction: Direction) -> str:
+    columns = len(grid.column_labels)
+    lines = []
+    for row, label in enumerate(grid.row_labels):
+        told = (caption.replace("\n", " ") for caption in captions[row * columns : (row + 1) * columns])
+        parts = (f"{strength}: {words}" for strength, words in zip(grid.column_labels, told, strict=True))
+        lines.append(f"{label}: {'; '.join(parts)}")
+    about = attribute_of_direction(direction.name)
+    meant = f" Change of {ATTRIBUTES[about].label}, faces by the bundled landmark net." if about else ""
+    return "\n".join([*lines, f"All against the unedited picture.{meant} {IDENTITY_WORDS}"])
 
 
 def _spaced(limits: tuple[float, float], steps: int) -> list[float]:

@@ -747,6 +747,7 @@ def main(argv: Sequence[str], registry: Registry) -> Path:
     if len(labels.rows(held_out=True)):
         figures = {**correlations(network, labels), **overlaps(network, labels)}
         facts |= {name: f"{value:.4g}" for name, value in figures.items()}
+        network.config = dataclasses.replace(network.config, threshold=float(facts["tau"]) or None)
     return registry.save_model(
         network.cpu(), options.out, card("invertibility predictor", settings, **facts), torch.float16
     )

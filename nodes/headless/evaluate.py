@@ -6,7 +6,9 @@ import argparse
 import dataclasses
 import json
 import logging
+import math
 import platform
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,13 +16,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...core.errors import GANInversionError, InvalidInputError, MissingPackageError, ModelNotFoundError
+from ...core.errors import GANInversionError, InvalidInputError, ModelNotFoundError
 
 if TYPE_CHECKING:  # the command line must start without torch
     from PIL import Image
     from torch import Tensor, nn
 
-    from ...core.evaluation import EditTest, Measures, Method, MethodReport, Photographs
+    from ...core.editing import Direction
+    from ...core.evaluation import AttributeTest, EditTest, Measures, Method, MethodReport, Photographs
     from ...core.generator import Generator
     from ...model_registry import LoadedModel
 
@@ -31,13 +34,7 @@ _BUNDLED_MODELS = {
     "e4e": "portraits-e4e", "restyle-e4e": "portraits-restyle-e4e", "psp": "portraits-psp",
     "restyle-psp": "portraits-restyle-psp", "stylegan2-discriminator": "portraits-discriminator",
 }  # fmt: skip
-_IDENTITY, _TRUNK, _LPIPS, _LPIPS_BACKBONE, _YUNET = (
-    "portraits-identity",
-    "portraits-perceptual",
-    "lpips-vgg",
-    "vgg16",
-    "yunet",
-)
+_IDENTITY, _TRUNK, _LPIPS, _YUNET = "portraits-identity", "portraits-perceptual", "lpips-vgg", "yunet"
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 _ALL = "all"
 _LARGE = 256  # pixels: above this side, images are worked on one at a time by default
@@ -57,6 +54,14 @@ _EDIT_COLUMNS = (
     ("id_other_people", "ID other people", "{:.3f}"), ("nearer_to_real_smile", "nearer to real smile", "{:.0%}"),
     ("psnr_out_of_domain", "PSNR out", "{:.2f}"), ("psnr_in_mask", "PSNR in mask", "{:.2f}"),
 )  # fmt: skip
+_ATTRIBUTE_COLUMNS = (
+    ("direction", "direction", "{}"), ("alpha", "alpha", "{:+g}"), ("attribute", "measured", "{}"),
+    ("change", "change", "{}"), ("id_to_source", "ID to photo", "{:.3f}"), ("id_to_inversion", "ID to inversion", "{:.3f}"),
+    ("smile_width", "smile %", "{:+.1f}"), ("mouth_opening", "mouth", "{:+.3f}"), ("yaw", "yaw deg", "{:+.1f}"),
+    ("brightness", "light", "{:+.3f}"), ("sharpness", "sharp %", "{:+.1f}"),
+)  # fmt: skip
+_ALPHAS = "-2,2"
+_SYNONYMS = {"pose": ("yaw", "rotation"), "yaw": ("pose", "rotation"), "smiling": ("smile",)}  # as directions are named
 
 
 @dataclass
@@ -94,8 +99,8 @@ def add_command(commands: Any, common: argparse.ArgumentParser) -> argparse.Argu
     parser.add_argument("--limit", metavar="N", type=int, help="only the first N photographs")
     parser.add_argument("--generator", metavar="ID_OR_FILE", default=DEFAULT_GENERATOR)
     parser.add_argument(
-        "--encoder", metavar="NAME=ID_OR_FILE", dest="encoders", action="append", default=[],
-        help="model that the methods know as NAME, e.g. e4e=e4e-ffhq; may be given several times",
+        "--model", "--encoder", metavar="NAME=ID_OR_FILE", dest="models", action="append", default=[],
+        help="model that the methods know as NAME, e.g. e4e=e4e-ffhq or samm=FILE; may be given several times",
     )  # fmt: skip
     parser.add_argument("--steps", metavar="N", type=int, help="of the optimising methods; default: their own")
     parser.add_argument("--seed", metavar="N", type=int, default=0, help="of what is random; default: 0")
@@ -113,6 +118,17 @@ def add_command(commands: Any, common: argparse.ArgumentParser) -> argparse.Argu
     parser.add_argument(
         "--edit", metavar="NAME[:STRENGTH]", help="also measure an edit: smile, a direction's catalogue id or file"
     )
+    parser.add_argument(
+        "--attributes", metavar="A,B,...",
+        help="also measure what directions do to smile, mouth, yaw and light, and to the identity: smile, pose, age, "
+        "catalogue ids or files",
+    )  # fmt: skip
+    parser.add_argument(
+        "--alphas", metavar="X,Y,...", default=_ALPHAS,
+        help=f"strengths for --attributes, in each direction's own unit; default: {_ALPHAS}",
+    )  # fmt: skip
+    # A list that begins with a minus is a value too, as a single negative number is anyway.
+    parser._negative_number_matcher = re.compile(r"^-[\d.]")
     parser.add_argument(
         "--landmarks-net", metavar="DIR", type=Path,
         help="face-api.js weights (face_landmark_68_model) that measure the mouth in place of the bundled net",
@@ -170,10 +186,13 @@ def _check(options: argparse.Namespace) -> None:
         raise InvalidInputError("evaluate: give either --methods A,B,... or --samples N.")
     if options.methods is not None and options.portraits is None and options.images is None:
         raise InvalidInputError("evaluate --methods: give photographs by --portraits DIR or --images DIR.")
-    if options.samples is not None and (options.images is not None or options.edit or options.occluders is not None):
+    if options.samples is not None and (
+        options.images is not None or options.edit or options.attributes or options.occluders is not None
+    ):
         raise InvalidInputError(
-            "evaluate --samples goes with --portraits only, not with --images, --edit, --occluders."
+            "evaluate --samples goes with --portraits only, not with --images, --edit, --attributes, --occluders."
         )
+    _alphas(options.alphas)
     for name in ("limit", "steps", "batch", "size", "samples"):
         value = getattr(options, name)
         if value is not None and value < 1:
@@ -204,11 +223,12 @@ def _evaluate_methods(
     runnable = [method for method in methods if method.name not in {entry["method"] for entry in skipped}]
     if not runnable:
         raise ModelNotFoundError("No method could run: " + " ".join(entry["why"] for entry in skipped))
+    attributes, about = _attributes(options, loaded)
     measures, described = _measures(options, loaded, device)
     photographs, facts, left_out = _photographs(options, generator.resolution)
     edit = _edit(options, photographs, measures, device)
     batch = options.batch or (1 if generator.resolution > _LARGE else 8)
-    distance = available_distance(size=None)
+    distance = available_distance(size=None) if any(method.compares for method in runnable) else None
     context = evaluation.Context(
         generator, {name: model.module for name, model in models.items()}, options.steps, options.seed, distance
     )
@@ -226,12 +246,15 @@ def _evaluate_methods(
     }
     if edit is not None:
         settings["edit"] = _edit_settings(options, edit, photographs, measures)
+    if attributes is not None:
+        settings["attributes"] = about
     rows, reports = [], []
     for method in runnable:
         try:
             report = evaluation.evaluate_method(
-                method, photographs, context, measures, batch=batch, edit=edit, keep=_SHEET_MAX, progress=progress
-            )
+                method, photographs, context, measures,
+                batch=batch, edit=edit, attributes=attributes, keep=_SHEET_MAX, progress=progress,
+            )  # fmt: skip
         except GANInversionError as error:
             logger.warning("%s could not be measured: %s", method.name, error)
             skipped.append({"method": method.name, "why": f"It failed on every photograph: {error}"})
@@ -250,15 +273,16 @@ def _models(
     methods: Sequence[Method], options: argparse.Namespace, loaded: LoadedModel, device: Any
 ) -> tuple[dict[str, LoadedModel], dict[str, str]]:
     """The models that the methods need or want, by name, and why the needed ones that are missing are."""
-    from ...core.encoders import ARCHITECTURES
     from ...model_registry import load_model
+    from ...model_registry.architectures import ARCHITECTURES
 
-    given = dict(_assignment(text) for text in options.encoders)
+    architectures = {one.name for one in ARCHITECTURES}
+    given = dict(_assignment(text) for text in options.models)
     needed = list(dict.fromkeys(name for method in methods for name in method.needs))
     wanted = list(dict.fromkeys(name for method in methods for name in method.wants))
     if unknown := [name for name in given if name not in {*needed, *wanted}]:
         raise InvalidInputError(
-            f"--encoder {unknown[0]}=...: none of the methods uses a model of that name. They use "
+            f"--model {unknown[0]}=...: none of the methods uses a model of that name. They use "
             f"{', '.join(dict.fromkeys([*needed, *wanted])) or 'no model'}."
         )
     models, missing = {}, {}
@@ -267,16 +291,18 @@ def _models(
         if found is None:
             missing[name] = problem
             continue
-        model = load_model(found, architecture=name if name in ARCHITECTURES else None, device=device)
-        _check_fit(name, model, loaded)
-        models[name] = model
+        part = "discriminator" if name == "stylegan2-discriminator" else None
+        architecture = name if name in architectures else None
+        models[name] = load_model(found, part=part, architecture=architecture, device=device)
+    for name, model in models.items():
+        _check_fit(name, model, loaded, models.get("e4e"))
     return models, missing
 
 
 def _assignment(text: str) -> tuple[str, str]:
     name, equals, value = text.partition("=")
     if not (name and equals and value):
-        raise InvalidInputError(f"--encoder {text}: expected NAME=ID_OR_FILE, for example e4e=e4e-ffhq.")
+        raise InvalidInputError(f"--model {text}: expected NAME=ID_OR_FILE, for example e4e=e4e-ffhq.")
     return name, value
 
 
@@ -287,7 +313,7 @@ def _default_model(name: str, loaded: LoadedModel) -> tuple[str | None, str]:
     entries = catalogue.load_catalogue()
     own = next((entry for entry in entries if entry.id == loaded.catalogue_id), None)
     if own is None:
-        return None, f"Nothing is known of models for {loaded.path.name}: name one by --encoder {name}=ID_OR_FILE."
+        return None, f"Nothing is known of models for {loaded.path.name}: name one by --model {name}=ID_OR_FILE."
     bundled = _BUNDLED_MODELS.get(name) if own.id == DEFAULT_GENERATOR else None
     fitting = [
         entry
@@ -299,9 +325,9 @@ def _default_model(name: str, loaded: LoadedModel) -> tuple[str | None, str]:
     if here:
         return here[0], ""
     if not fitting:
-        return None, f"The catalogue has no {name!r} for the generator {own.id}: give one by --encoder {name}=FILE."
+        return None, f"The catalogue has no {name!r} for the generator {own.id}: give one by --model {name}=FILE."
     # Gigabytes are not fetched without being asked for.
-    return None, f"{fitting[0].id} is not on this machine: --encoder {name}={fitting[0].id} fetches it."
+    return None, f"{fitting[0].id} is not on this machine: --model {name}={fitting[0].id} fetches it."
 
 
 def _is_here(model_id: str) -> bool:
@@ -314,19 +340,27 @@ def _is_here(model_id: str) -> bool:
     return path is not None and problem is None
 
 
-def _check_fit(name: str, model: LoadedModel, loaded: LoadedModel) -> None:
-    """An encoder of another generator is an error before anything runs."""
+def _check_fit(name: str, model: LoadedModel, loaded: LoadedModel, e4e: LoadedModel | None) -> None:
+    """A model of another generator is an error before anything runs; SAMM must fit the e4e encoder, too."""
     from ...core.encoders import Encoder
     from ...core.errors import GeneratorMismatchError
+    from ...core.samm import Samm
 
+    generator: Generator = loaded.module  # type: ignore[assignment]
+    if isinstance(model.module, Samm):
+        try:
+            model.module.check_fit(generator, None if e4e is None else e4e.module)  # type: ignore[arg-type]
+        except (GeneratorMismatchError, InvalidInputError) as error:
+            raise type(error)(
+                f"The network {model.path.name} for {name} does not fit {loaded.path.name}. {error}"
+            ) from error
     if not isinstance(model.module, Encoder):
         return
-    generator: Generator = loaded.module  # type: ignore[assignment]
     found, expected = (model.module.num_ws, model.module.w_dim), (generator.num_ws, generator.config.w_dim)
     if found != expected:
         raise GeneratorMismatchError(
             f"The encoder {model.path.name} for {name} gives codes {list(found)}, the generator {loaded.path.name} takes "
-            f"{list(expected)}: give the encoder of this generator by --encoder {name}=ID_OR_FILE."
+            f"{list(expected)}: give the encoder of this generator by --model {name}=ID_OR_FILE."
         )
 
 
@@ -434,23 +468,16 @@ def _measures(options: argparse.Namespace, loaded: LoadedModel, device: Any) -> 
     perceptual, described["lpips"] = _perceptual(options.lpips)
     embed, described["id"] = _identity(options.identity, loaded, device)
     features, described["frechet"] = _feature_space(device)
-    landmarks, extra = _landmarks(options, device) if options.edit else (None, {})
+    landmarks, extra = _landmarks(options, device) if options.edit or options.attributes else (None, {})
     described = {key: value for key, value in {**described, **extra}.items() if value is not None}
     return Measures(perceptual, embed, features, landmarks, options.size), described
 
 
-def _perceptual(name: str | None) -> tuple[Any, str | None]:
-    from ...model_registry import perceptual_distance
+def _perceptual(name: str | None) -> tuple[Any, str]:
+    from ...model_registry.perceptual import available_distance, perceptual_distance
 
-    if name is not None:
-        return perceptual_distance(name), _perceptual_words(name)
-    for known, file in ((_LPIPS, _LPIPS_BACKBONE), (_TRUNK, _TRUNK)):
-        if _is_here(file):
-            try:
-                return perceptual_distance(known), _perceptual_words(known)
-            except MissingPackageError as error:
-                logger.info("%s is not used: %s", known, error)
-    return None, None
+    distance = available_distance((_LPIPS,)) if name is None else perceptual_distance(name)
+    return distance, _perceptual_words(distance.name)
 
 
 def _perceptual_words(name: str) -> str:
@@ -543,6 +570,64 @@ def _edit_name(text: str) -> tuple[str, float]:
         return (name, float(last)) if name else (text, 1.0)
     except ValueError:
         return text, 1.0
+
+
+def _attributes(options: argparse.Namespace, loaded: LoadedModel) -> tuple[AttributeTest | None, dict[str, Any]]:
+    """The directions to measure, and what the settings say of them; None where none are asked for.
+
+    Raises InvalidInputError for no name, GeneratorMismatchError for a direction of another generator, and as
+    `load_direction`.
+    """
+    if not options.attributes:
+        return None, {}
+    from ...core.attributes import ATTRIBUTES, BUNDLED_LIMITS, attribute_of_direction
+    from ...core.evaluation import AttributeTest
+
+    generator: Generator = loaded.module  # type: ignore[assignment]
+    names = list(dict.fromkeys(name.strip() for name in options.attributes.split(",") if name.strip()))
+    directions: dict[str, Direction] = {}
+    about: dict[str, Any] = {}
+    for name in names:
+        source, direction = _direction_named(name, loaded)
+        direction.delta(generator.broadcast(generator.w_avg[None]), 1.0)  # of another generator: now, not after hours
+        key = Path(name).stem if Path(name).is_file() else name
+        directions[key] = direction
+        meant = attribute_of_direction(key)
+        about[key] = {"direction": source, "natural_strengths": list(direction.limits), "measured": meant}
+    if not directions:
+        raise InvalidInputError(f"--attributes {options.attributes!r}: name a direction, for example smile,pose.")
+    test = AttributeTest(directions, _alphas(options.alphas))
+    units = {key: {"value": one.unit, "change": one.change_unit} for key, one in ATTRIBUTES.items()}
+    words = "mean over the photographs of the edited picture's against the method's own unedited picture's"
+    limits = {} if options.landmarks_net is not None else {"limits": f"{BUNDLED_LIMITS} --landmarks-net takes another."}
+    return test, {"alphas": list(test.alphas), "directions": about, "change": words, "units": units, **limits}
+
+
+def _alphas(text: str) -> tuple[float, ...]:
+    """Strengths out of "X,Y,...", each once."""
+    try:
+        alphas = tuple(dict.fromkeys(float(part) for part in text.split(",") if part.strip()))
+    except ValueError:
+        alphas = ()
+    if not alphas or not all(map(math.isfinite, alphas)):
+        raise InvalidInputError(f"--alphas {text}: expected finite numbers with commas, for example {_ALPHAS}.")
+    return alphas
+
+
+def _direction_named(name: str, loaded: LoadedModel) -> tuple[str, Direction]:
+    """(id or file name, direction) of a file, a catalogue id, or an attribute's name for this generator's domain."""
+    from ...model_registry import catalogue, load_direction
+
+    if Path(name).is_file():
+        return Path(name).name, load_direction(name)
+    entries = [entry for entry in catalogue.load_catalogue() if entry.kind == "direction"]
+    if not any(entry.id == name for entry in entries):
+        domain = loaded.domain or DEFAULT_GENERATOR
+        known = (one for one in (name, *_SYNONYMS.get(name, ())))
+        fitting = [e.id for one in known for e in entries if e.domain == domain and e.id.endswith(f"-{one}")]
+        # Those on this machine first; the others are small enough to fetch.
+        name = next((found for found in fitting if _is_here(found)), fitting[0] if fitting else name)
+    return name, load_direction(name)
 
 
 def _edit_settings(
@@ -731,6 +816,10 @@ def _table(data: Mapping[str, Any]) -> str:
     if edits:
         head = f"{edits[0]['name']}, strength {edits[0]['strength']:g}; mouth by {data['settings'].get('landmarks')}"
         lines.append(head + "\n" + _columns(edits, (_COLUMNS[0], *_EDIT_COLUMNS)))
+    if effects := _attributes_table(rows):
+        head = "attribute response; change: edited against the method's own unedited picture; mouth and head by "
+        lines.append(f"{head}{data['settings'].get('landmarks')}\n{effects}")
+        lines.append(data["settings"]["attributes"].get("limits", ""))
     for entry in data["skipped"]:
         lines.append(f"skipped {entry['method']}: {entry['why']}")
     failures = [f"{row['method']} failed on {f['name']}: {f['why']}" for row in rows for f in row.get("failed", ())]
@@ -739,6 +828,20 @@ def _table(data: Mapping[str, Any]) -> str:
         lines.append(f"{len(data['left_out'])} photograph(s) left out:")
         lines += [f"  {entry['name']}: {entry['why']}" for entry in data["left_out"]]
     return "\n\n".join(line for line in lines if line)
+
+
+def _attributes_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    from ...core.attributes import ATTRIBUTES
+
+    found: list[dict[str, Any]] = []
+    for row in rows:
+        for one in row.get("attributes", ()):
+            line = {"method": row["method"], **one, **one["changes"]}
+            if "attribute" in one:
+                line["change"] = ATTRIBUTES[one["attribute"]].change_words(one["change"])
+                line["attribute"] = ATTRIBUTES[one["attribute"]].label
+            found.append(line)
+    return _columns(found, (_COLUMNS[0], *_ATTRIBUTE_COLUMNS)) if found else ""
 
 
 def _columns(rows: Sequence[Mapping[str, Any]], columns: Sequence[tuple[str, str, str]]) -> str:

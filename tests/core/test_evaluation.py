@@ -7,15 +7,22 @@ import numpy as np
 import pytest
 import torch
 
-from gan_inversion.core import evaluation
+from gan_inversion.core import evaluation, methods
+from gan_inversion.core.deeplab import DeepLabConfig
 from gan_inversion.core.editing import Direction, Edit
 from gan_inversion.core.encoder_config import EncoderConfig
 from gan_inversion.core.encoders import Encoder
 from gan_inversion.core.errors import InvalidInputError, NotFiniteError
 from gan_inversion.core.evaluation import Context, EditTest, Measures, Method, Photographs, Result, evaluate_method
 from gan_inversion.core.generator import Generator, GeneratorConfig
-from gan_inversion.core.inversion import Inversion
+from gan_inversion.core.inversion import Inversion, render
+from gan_inversion.core.invertibility import TAU, InvertibilityConfig, InvertibilityNet, latent_map, out_of_domain
 from gan_inversion.core.latents import sample
+from gan_inversion.core.losses import LayeredDistance
+from gan_inversion.core.multilayer_encoder import MultilayerEncoder, MultilayerEncoderConfig, encode_multilayer
+from gan_inversion.core.samm import Samm, SammConfig, align
+from gan_inversion.core.samm_image import ImageAlignmentConfig, align_image
+from gan_inversion.core.superpixels import superpixels
 
 SIDE, W_DIM, COUNT = 32, 16, 3
 
@@ -210,6 +217,133 @@ def test_encoders_and_projections(generator, drawn):
     assert evaluate_method(evaluation.METHODS["w-plus"], Photographs(names(2), images), context).row["mse"] < start
 
 
+@pytest.fixture(scope="module")
+def refining(generator):
+    """An e4e encoder of the tiny generator with a SAMM network, an invertibility predictor and a multilayer encoder."""
+    e4e = encoder("Encoder4Editing", 3)
+    e4e.set_latent_avg(generator.w_avg)
+    torch.manual_seed(2)
+    samm = Samm(SammConfig.for_networks(generator, e4e, iterations=1)).eval().requires_grad_(False)
+    small = DeepLabConfig(stem=8, widths=(8, 8, 8), units=(1, 1, 1), pyramid=8, low_level=8, decoder=8, outputs=4)
+    predictor = InvertibilityNet(InvertibilityConfig(("W+", "F0", "F2", "F4"), small, threshold=0.2))
+    multilayer = MultilayerEncoder(MultilayerEncoderConfig(("F0", "F2", "F4"), (8, 8, 8), 32, width=4, widest=8))
+    for network in multilayer.networks.values():
+        torch.nn.init.normal_(network.last.weight, std=0.1)
+    models = {"e4e": e4e, "samm": samm, "sam-invertibility": predictor, "sam-encoder": multilayer}
+    return {name: model.eval().requires_grad_(False) for name, model in models.items()}
+
+
+def only(models, *names):
+    return {name: models[name] for name in names}
+
+
+def test_samm(generator, drawn, refining):
+    images, context = drawn[:2] + 0.1, Context(generator, only(refining, "e4e", "samm"))
+    start = evaluation.METHODS["e4e"].run(images, context).inversion
+    for name, iterations, warp in (
+        ("samm", 2, True), ("samm-1", 1, True), ("samm-3", 3, True), ("samm-blend-only", 2, False),
+    ):  # fmt: skip
+        method = evaluation.METHODS[name]
+        with torch.no_grad():
+            found = method.run(images, context)
+        expected = align(start, refining["e4e"], refining["samm"], iterations=iterations, warp=warp)
+        torch.testing.assert_close(render(found.inversion), render(expected.inversion))
+        assert torch.equal(found.mask, expected.mask) and found.mask.shape == (2, 1, SIDE, SIDE)
+        assert method.needs == ("e4e", "samm") and not method.compares
+        settings = method.settings(context)
+        assert (settings["iterations"], settings["warp"], settings["features"]) == (iterations, warp, "e4e")
+
+
+class Trunk(LayeredDistance):
+    """Colours under the name of the bundled network, for which other settings hold than for LPIPS."""
+
+    name = "portraits-perceptual"
+
+    def features(self, image):
+        return [image]
+
+    def maps(self, found, wanted):
+        return [(a - b).square().mean(dim=1, keepdim=True) for a, b in zip(found, wanted, strict=True)]
+
+
+class Lpips(Trunk):
+    name = "lpips-vgg"
+
+
+def test_samm_per_image(generator, drawn, refining):
+    method = evaluation.METHODS["samm-image"]
+    context = Context(generator, only(refining, "e4e"), steps=3, distance=Trunk(), seed=5)
+    with torch.no_grad():
+        found = method.run(drawn[:2], context)
+    start = evaluation.METHODS["e4e"].run(drawn[:2], context).inversion
+    expected = align_image(start, ImageAlignmentConfig(steps=3, seed=5), distance=Trunk())
+    assert torch.equal(found.mask, expected.mask) and method.needs == ("e4e",) and method.compares
+    settings = method.settings(context)
+    assert settings["steps"] == 3 and settings["distance"] == "portraits-perceptual"
+    assert settings["distance_weight"] == 1.0
+    with pytest.raises(InvalidInputError, match="give the context a distance"):
+        method.run(drawn[:1], Context(generator, only(refining, "e4e")))
+
+
+def test_sam_by_a_predictor_or_by_measuring(generator, drawn, refining, monkeypatch):
+    method = evaluation.METHODS["sam"]
+    seen = []
+    usual, usual_map = methods.invert_multilayer, methods.latent_map
+    monkeypatch.setattr(
+        methods, "invert_multilayer", lambda *a, **k: seen.append(("invert", a[3], k["start"])) or usual(*a, **k)
+    )
+    monkeypatch.setattr(
+        methods,
+        "latent_map",
+        lambda errors, segments, tau: seen.append(("map", tau)) or usual_map(errors, segments, tau),
+    )
+    models = only(refining, "e4e", "sam-invertibility")
+    context = Context(generator, models, steps=2, distance=Trunk(), seed=3)
+    with torch.no_grad():
+        found = method.run(drawn[:2], context)
+        code = models["e4e"](drawn[:2], generator=generator)
+    (_, tau), (_, config, start) = seen
+    assert tau == 0.2 and torch.equal(start, code)
+    assert (config.steps, config.distance_weight, config.feature_weight, config.seed) == (2, 0.2, 1.0, 3)
+    errors = refining["sam-invertibility"](drawn[:2])
+    expected = out_of_domain(usual_map(errors, superpixels(drawn[:2]), 0.2))
+    assert torch.equal(found.mask, expected) and expected.any()
+    settings = method.settings(context)
+    assert settings["errors"] == "sam-invertibility" and settings["tau"] == 0.2 and settings["feature_weight"] == 1.0
+    for distance, tau, weights in ((Trunk(), 0.55, (0.2, 1.0)), (Lpips(), TAU, (1.0, 5.0))):
+        seen.clear()
+        context = Context(generator, only(refining, "e4e"), steps=2, distance=distance)
+        with torch.no_grad():
+            assert method.run(drawn[:1], context).mask.shape == (1, 1, SIDE, SIDE)
+        assert seen[0][1] == tau and (seen[1][1].distance_weight, seen[1][1].feature_weight) == weights
+        settings = method.settings(context)
+        assert settings["errors"] == "measured" and settings["measuring_steps"] == 2 and settings["tau"] == tau
+        assert settings["distance"] == distance.name
+    long = method.settings(Context(generator, only(refining, "e4e"), steps=500, distance=Trunk()))
+    assert (long["steps"], long["measuring_steps"]) == (500, 100)
+    assert method.wants == ("sam-invertibility",) and method.compares
+
+
+def test_sam_by_an_encoder(generator, drawn, refining):
+    method = evaluation.METHODS["sam-encoder"]
+    assert set(method.needs) == {"e4e", "sam-invertibility", "sam-encoder"} and not method.compares
+    context = Context(generator, refining)
+    with torch.no_grad():
+        found = method.run(drawn[:2], context)
+    latent = latent_map(refining["sam-invertibility"](drawn[:2]), superpixels(drawn[:2]), 0.2)
+    start = evaluation.METHODS["e4e"].run(drawn[:2], context).inversion
+    expected = encode_multilayer(start, latent, refining["sam-encoder"])
+    torch.testing.assert_close(render(found.inversion), render(expected))
+    assert torch.equal(found.mask, out_of_domain(latent)) and found.inversion.modulations
+    assert method.settings(context)["tau"] == 0.2
+
+
+def test_which_methods_compare_features():
+    assert {m.name for m in evaluation.METHODS.values() if m.compares} == {
+        "dhr", "dhr-keep", "pti", "samm-image", "sam",
+    }  # fmt: skip
+
+
 def brightness(images):
     """As wide a mouth as the picture is bright: corners 48 and 54."""
     points = np.zeros((len(images), 68, 2))
@@ -242,6 +376,70 @@ def test_edits(generator, codes, drawn, known):
     # The first smile is the edited picture itself, the second the unedited one.
     assert found["nearer_to_real_smile"] == 0.5 and found["smiling_photographs"] == 2
     assert found["per_image"]["nearer_to_real_smile"] == [1.0, None, 0.0]
+
+
+def test_attribute_response(generator, drawn, known):
+    torch.manual_seed(3)
+    directions = {
+        "smile": Direction("s", torch.randn(1, W_DIM)), "brightness": Direction("b", torch.randn(1, W_DIM)),
+        "age": Direction("a", torch.randn(1, W_DIM)),
+    }  # fmt: skip
+
+    def find(images):  # a mouth as wide as the picture is bright, between eyes 10 apart
+        points = np.zeros((len(images), 68, 2))
+        points[:, 42:48, 0] = 10
+        points[:, 54, 0] = 20 + 10 * images.mean(dim=(1, 2, 3)).numpy()
+        return points
+
+    measures = Measures(embed=lambda x: torch.nn.functional.normalize(x.mean(dim=(2, 3))), landmarks=find)
+    photographs = Photographs(names(), drawn + 0.05)
+    rows = evaluation.attribute_response(
+        known(), photographs, Context(generator), measures, directions, (-1.0, 0.0, 2.0), batch=2
+    )
+    assert [(row["direction"], row["alpha"]) for row in rows] == [
+        (name, alpha) for name in directions for alpha in (-1.0, 0.0, 2.0)
+    ]
+    codes = sample(generator, range(COUNT))
+    for row in rows:
+        edited = generator.synthesis(directions[row["direction"]].delta(codes, row["alpha"]) + codes).clamp(-1, 1)
+        before, after = (evaluation.mouth_widths(find(x)) for x in (drawn, edited))
+        assert row["images"] == COUNT and len(row["per_image"]["smile_width"]) == COUNT
+        assert row["changes"]["smile_width"] == pytest.approx(float(100 * (after / before - 1).mean()), abs=1e-3)
+        source, plain, changed = (measures.embed(x) for x in (drawn + 0.05, drawn, edited))
+        assert row["id_to_source"] == pytest.approx(float((source * changed).sum(1).mean()), abs=1e-5)
+        assert row["id_to_inversion"] == pytest.approx(float((plain * changed).sum(1).mean()), abs=1e-5)
+        meant = {"smile": "smile_width", "brightness": "brightness", "age": None}[row["direction"]]
+        assert row.get("attribute") == meant and row.get("change") == (row["changes"][meant] if meant else None)
+        if row["alpha"] == 0:
+            assert all(abs(change) < 1e-3 for change in row["changes"].values())
+            assert row["id_to_inversion"] == pytest.approx(1, abs=1e-5) and row["id_to_source"] < 1
+        assert len(row["intervals"]["smile_width"]) == 2
+    test = evaluation.AttributeTest(directions, (-1.0, 0.0, 2.0))
+    report = evaluate_method(known(), photographs, Context(generator), measures, batch=2, attributes=test)
+    assert report.row["attributes"] == rows
+    bare = evaluation.attribute_response(known(), photographs, Context(generator), Measures(), directions)
+    assert [row["alpha"] for row in bare[:2]] == [-2.0, 2.0] and "change" not in bare[0]
+    assert bare[0]["changes"].keys() == {"brightness", "sharpness"} and "id_to_source" not in bare[0]
+    for wrong in (({}, (1.0,)), (directions, ()), (directions, (math.nan,))):
+        with pytest.raises(InvalidInputError, match="expected one or more of each"):
+            evaluation.AttributeTest(*wrong)
+
+
+def test_attribute_response_leaves_failed_photographs_out(generator, drawn, known):
+    images = drawn + 0.05
+    images[1, 0, 0, 0] = 0.99
+
+    def run(batch, context):
+        if (batch[:, 0, 0, 0] == 0.99).any():
+            raise NotFiniteError("diverged")
+        return known().run(batch, context)
+
+    directions = {"brightness": Direction("b", torch.ones(1, W_DIM))}
+    picky, context = Method("picky", (), run), Context(generator)
+    rows = evaluation.attribute_response(picky, Photographs(names(), images), context, Measures(), directions, (1.0,))
+    assert rows[0]["images"] == 2
+    with pytest.raises(NotFiniteError, match="diverged"):
+        evaluation.attribute_response(picky, Photographs(["bad"], images[1:2]), context, Measures(), directions)
 
 
 def test_small_measures():
@@ -305,3 +503,5 @@ def test_bundled_landmarks_on_an_aligned_crop():
 
     points = evaluation.aligned_landmarks(load_landmark_net(), torch.zeros(1, 3, 64, 64))
     assert points.shape == (1, 68, 2) and np.isfinite(points).all()
+    refused = evaluation.aligned_landmarks(load_landmark_net(), torch.zeros(1, 3, 64, 64), least_score=0.5)
+    assert refused.shape == (1, 68, 2) and np.isnan(refused).all()

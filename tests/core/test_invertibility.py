@@ -19,6 +19,7 @@ from gan_inversion.core.invertibility import (
     legend,
     out_of_domain,
     space_name,
+    with_region,
 )
 from gan_inversion.core.skeleton import skeleton
 
@@ -153,6 +154,22 @@ def test_masks_cover_the_picture_once_and_get_margins():
         assert float(small.min()) >= 0 and float(small.max()) <= 1
         assert 0 < float(small[0, 0, 2, 2]) < 1
     assert {space: mask.shape[-1] for space, mask in chosen.feature_masks().items()} == {"F4": 16, "F6": 32}
+
+
+def test_a_region_is_put_into_a_space_by_hand():
+    before = halves()
+    height, width = before.index.shape[1:]
+    region = torch.zeros(1, 1, 2 * height, 2 * width)
+    region[:, :, : 2 * (height // 2)] = 1
+    changed = with_region(before, region, "F4")
+    assert (changed.index[:, : height // 2] == 1).all() and changed.spaces == before.spaces
+    assert torch.equal(changed.index[:, height // 2 :], before.index[:, height // 2 :])
+    assert torch.equal(before.index, halves().index) and not torch.equal(changed.index, before.index)
+    assert torch.equal(with_region(before, 0.49 * torch.ones(1, 1, 4, 4), "F6").index, before.index)
+    with pytest.raises(InvalidInputError, match="'F10': this map has"):
+        with_region(before, region, "F10")
+    with pytest.raises(InvalidInputError, match=r"shape \(3, 1, 4, 4\) for 1 latent map"):
+        with_region(before, torch.ones(3, 1, 4, 4), "F4")
 
 
 def test_preview_shows_the_legend():

@@ -246,6 +246,24 @@ def test_labels_that_do_not_fit_the_pictures_are_refused():
             latents.draw_grid(torch.zeros(4, 3, 32, 32), rows, columns, columns=2)
 
 
+def test_captions_stand_below_their_picture_and_never_on_it():
+    shades = torch.linspace(-0.8, 0.8, 6).view(6, 1, 1, 1).expand(6, 3, 32, 32)
+    captions = ["id 0.93\nsmile +12%", "", "x" * 200, "", "one", ""]
+    bare = np.asarray(latents.draw_grid(shades, ["a", "b"], ["-1", "0", "+1"]))
+    sheet = np.asarray(latents.draw_grid(shades, ["a", "b"], ["-1", "0", "+1"], captions=captions))
+    left, top, foot = sheet.shape[1] - 3 * 132 - 4, bare.shape[0] - 2 * 132 - 4, (sheet.shape[0] - bare.shape[0]) // 2
+    assert sheet.shape[1] == bare.shape[1] and foot >= 2 * 10  # two lines
+    for index, caption in enumerate(captions):
+        row, column = divmod(index, 3)
+        y, x = top + 4 + row * (132 + foot), left + 4 + column * 132
+        assert (sheet[y : y + 128, x : x + 128] == sheet[y, x]).all(), "nothing is drawn on the picture"
+        below = sheet[y + 128 : y + 128 + foot, x : x + 128]
+        assert bool((below < 100).any(axis=-1).sum() > 4) == bool(caption)
+        assert (sheet[y + 128 : y + 128 + foot, x + 128 : x + 131] > 200).all(), "and nothing beside it"
+    with pytest.raises(InvalidInputError, match="2 captions for 6 pictures"):
+        latents.draw_grid(shades, columns=3, captions=["a", "b"])
+
+
 def test_a_sweep_draws_itself(inversion):
     sheet = latents.sweep(inversion[0], direction(), [-1, 0, 1]).draw()
     assert sheet.mode == "RGB" and sheet.width > 3 * 128 and sheet.height > 128

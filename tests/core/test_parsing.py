@@ -20,6 +20,7 @@ from gan_inversion.core.parsing import (
     Parsing,
     class_probability,
     colour_map,
+    face_segments,
     parse,
 )
 from gan_inversion.core.skeleton import skeleton
@@ -267,6 +268,20 @@ def test_any_network_with_class_names_can_parse():
     assert [found.name_of(int(i)) for i in found.dominant()[1, 3]] == ["background"] * 5 + ["hair"] * 5
     with pytest.raises(InvalidInputError, match=r"Halves made logits \(2, 2, 8, 5\)"):
         parse(Halves(shrink=2), images(8, 10))
+
+
+def test_parts_of_a_face_are_one_segment_whatever_the_order_of_the_classes():
+    # adobe-research/sam_inversion merges these numbers of 79999_iter.pth.
+    merged = {1, 2, 3, 4, 5, 7, 8, 10, 11, 12, 13, 14}
+    every = Parsing(torch.eye(19)[None, :, None, :])
+    labels = face_segments(every)[0, 0].tolist()
+    assert labels == [1 if index in merged else index for index in range(19)]
+    celebm = face_segments(Parsing(torch.eye(19)[None, :, None, :], CELEBM_CLASSES))
+    assert celebm.dtype == torch.int64 and celebm.shape == (1, 1, 19)
+    named = {CELEBM_CLASSES[i] for i, label in enumerate(celebm[0, 0].tolist()) if label != i}
+    assert {*named, CELEBM_CLASSES[1]} == {CLASSES[index] for index in merged}
+    hair = face_segments(Parsing(torch.eye(2)[None, :, None, :], ("hair", "hat")))
+    assert hair[0, 0].tolist() == [0, 1]
 
 
 # Colours

@@ -122,6 +122,7 @@ CHOICES = {  # node of a workflow -> its input
     "blend": "merge",
     "sefa": "method",
     "sweep": "range",
+    "compare": "layout",
     "dhr": "face_parser",
     "tune": "pivot",
 }

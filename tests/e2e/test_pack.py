@@ -34,6 +34,9 @@ def test_every_node_runs(server):
     workflow = every_node()
     shown = server.run(workflow)["outputs"]
     assert server.picture(shown["save"]["images"][0]).shape == (512, 512, 3)
+    (report,) = shown["compare"]["text"]
+    (picture,) = shown["compare"]["images"]
+    assert "PSNR" in report and "inside mask" in report and server.picture(picture).shape[1] > 2 * 128
     (file,) = shown["name"]["text"]
     assert (server.base / "output" / file).is_file()
     assert file in server.options("GANInversionLoadInversion", "file")

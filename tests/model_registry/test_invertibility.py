@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -64,3 +66,18 @@ def test_a_slim_network_keeps_its_domain(tmp_path):
     image = seeded_image(1, (32, 32))
     with torch.no_grad():
         assert all(torch.equal(loaded.module(image)[space], error) for space, error in net(image).items())
+
+
+def test_a_threshold_travels_with_the_network(tmp_path):
+    from gan_inversion.core.errors import InvalidInputError
+    from gan_inversion.core.invertibility import TAU
+    from gan_inversion.model_registry import save_model
+
+    config = InvertibilityConfig.slim(32, "portraits")
+    assert config.tau == TAU
+    own = InvertibilityNet(dataclasses.replace(config, threshold=0.4))
+    loaded = load_model(save_model(own, tmp_path / "own.safetensors"))
+    assert loaded.module.config == own.config and loaded.module.config.tau == 0.4
+    for bad in (0.0, float("nan")):
+        with pytest.raises(InvalidInputError, match="Invertibility threshold .* expected a number above 0"):
+            dataclasses.replace(config, threshold=bad)

@@ -1,5 +1,6 @@
 """The command `evaluate` with tiny models in place of the bundled ones."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -9,7 +10,9 @@ import torch
 from PIL import Image
 
 from gan_inversion.core import evaluation
-from gan_inversion.model_registry import load_model
+from gan_inversion.core.generator import Generator, GeneratorConfig
+from gan_inversion.core.samm import Samm, SammConfig
+from gan_inversion.model_registry import load_model, perceptual, save_model
 from gan_inversion.nodes.headless import cli, evaluate
 
 from .tiny_models import FILES, RESOLUTION, write_tiny_models
@@ -22,6 +25,7 @@ def place(tmp_path, monkeypatch):
     monkeypatch.setenv("GAN_INVERSION_HOME", str(tmp_path / "home"))
     monkeypatch.chdir(tmp_path)
     write_tiny_models(tmp_path / "models")
+    write_samm(tmp_path / "models")
     (tmp_path / "photos").mkdir()
     random = np.random.default_rng(0)
     for name in ("b.png", "a.png", "c.png"):
@@ -30,9 +34,19 @@ def place(tmp_path, monkeypatch):
     return tmp_path
 
 
+def write_samm(folder):
+    """A SAMM network for the tiny networks, and one for a generator of other widths."""
+    encoder = load_model(folder / FILES["portraits-e4e"]).module
+    for name, width in (("samm", 8), ("wide", 12)):
+        torch.manual_seed(1)
+        generator = Generator(GeneratorConfig(RESOLUTION, (width,) * 4, z_dim=16, w_dim=16, mapping_layers=2))
+        save_model(Samm(SammConfig.for_networks(generator, encoder)), folder / f"{name}.safetensors")
+
+
 GENERATOR = ["--generator", str(Path("models") / FILES["portraits"])]
 E4E = ["--encoder", f"e4e={Path('models') / FILES['portraits-e4e']}"]
 IMAGES = ["--images", "photos", "--no-align"]
+SAMM = ["--methods", "samm", *IMAGES, *GENERATOR, *E4E]
 
 
 def run(*arguments):
@@ -99,6 +113,36 @@ def test_an_edit(place, capsys):
     assert evaluate._edit_name("C:/a/smile.pt") == ("C:/a/smile.pt", 1.0)
 
 
+def test_attributes(place, capsys):
+    smile = Path("models") / FILES["portraits-smile"]
+    code = run("--methods", "e4e", *IMAGES, *GENERATOR, *E4E, "--attributes", smile, "--alphas", "-1.5,0,2",
+               "--json", "r.json")  # fmt: skip
+    assert code == 0
+    data = json.loads((place / "r.json").read_text())
+    rows = data["rows"][0]["attributes"]
+    assert [(row["direction"], row["alpha"]) for row in rows] == [("tiny-smile", alpha) for alpha in (-1.5, 0, 2)]
+    assert all(row["images"] == 3 and row["attribute"] == "smile_width" for row in rows)
+    assert rows[1]["changes"]["brightness"] == 0 != rows[2]["changes"]["brightness"]
+    told = data["settings"]["attributes"]
+    assert told["alphas"] == [-1.5, 0, 2] and told["directions"]["tiny-smile"]["measured"] == "smile_width"
+    assert told["directions"]["tiny-smile"]["direction"] == FILES["portraits-smile"]
+    assert "closed mouths" in told["limits"]
+    assert told["units"]["yaw"] == {"value": "degrees", "change": "degrees"}
+    printed = capsys.readouterr().out
+    assert "attribute response" in printed and "closed mouths" in printed
+    (line,) = (line for line in printed.splitlines() if " +2 " in line)
+    assert line.split()[:4] == ["e4e", "tiny-smile", "+2", "smile"]
+
+
+@pytest.mark.parametrize(
+    ("name", "found"), [("smile", "portraits-smile"), ("pose", "portraits-yaw"), ("portraits-age", "portraits-age")]
+)
+def test_attributes_by_name_are_the_bundled_directions(name, found):
+    loaded = load_model("portraits")
+    source, direction = evaluate._direction_named(name, loaded)
+    assert source == found and direction.delta(loaded.module.broadcast(loaded.module.w_avg[None]), 1.0).any()
+
+
 def test_predicted_masks_are_compared_with_exact_ones(place, monkeypatch):
     from gan_inversion.core.inversion import Inversion
 
@@ -122,8 +166,11 @@ def test_predicted_masks_are_compared_with_exact_ones(place, monkeypatch):
     [
         (["--methods", "e4e,e5e", *IMAGES, *GENERATOR], "No method 'e5e': expected some of e4e, psp"),
         (["--methods", "e4e", *IMAGES, *GENERATOR], "Method e4e cannot run: Nothing is known of models for tiny-gen"),
-        (["--methods", "w", *IMAGES, *GENERATOR, "--encoder", "psp=x.pt"], "none of the methods uses a model of that"),
-        (["--methods", "w", *IMAGES, *GENERATOR, "--encoder", "psp"], "expected NAME=ID_OR_FILE"),
+        (["--methods", "w", *IMAGES, *GENERATOR, "--encoder", "psp=x.pt"], "--model psp=...: none of the methods uses"),
+        (["--methods", "w", *IMAGES, *GENERATOR, "--model", "psp"], "expected NAME=ID_OR_FILE"),
+        ([*SAMM], "Method samm cannot run: Nothing is known of models for tiny"),
+        ([*SAMM, "--model", "samm=models/tiny-e4e.safetensors"], "expected samm"),
+        ([*SAMM, "--model", "samm=models/wide.safetensors"], "wide.safetensors for samm does not fit tiny-gen"),
         (["--methods", "e4e", *IMAGES, *GENERATOR, "--encoder", "e4e=portraits-e4e"], "gives codes [12, 256]"),
         (["--methods", "w", *GENERATOR], "give photographs by --portraits DIR or --images DIR"),
         (["--methods", "w", "--images", "nowhere", *GENERATOR], "nowhere: no such folder"),
@@ -133,6 +180,12 @@ def test_predicted_masks_are_compared_with_exact_ones(place, monkeypatch):
         (["--methods", "w", *IMAGES, *GENERATOR, "--limit", "0"], "--limit 0: expected 1 or more"),
         (["--methods", "w", *IMAGES, *GENERATOR, "--lpips", "vgg"], "No perceptual distance 'vgg'"),
         (["--methods", "w", *IMAGES, *GENERATOR, "--edit", "smirk"], "smirk"),
+        (["--methods", "w", *IMAGES, *GENERATOR, "--attributes", "smirk"], "smirk"),
+        (["--methods", "w", *IMAGES, *GENERATOR, "--attributes", ", "], "name a direction"),
+        (["--methods", "w", *IMAGES, *GENERATOR, "--attributes", "portraits-smile"], "made for another generator"),
+        (["--methods", "w", *IMAGES, *GENERATOR, "--attributes", "smile", "--alphas", "-1,x"], "expected finite"),
+        (["--methods", "w", *IMAGES, *GENERATOR, "--attributes", "smile", "--alphas", "inf"], "expected finite"),
+        (["--samples", "3", *GENERATOR, "--attributes", "smile"], "not with --images, --edit, --attributes"),
         (["--methods", "w", *IMAGES, *GENERATOR, "--json", "photos"], "photos is a folder"),
     ],
 )
@@ -160,12 +213,48 @@ def test_encoders_of_the_catalogue(place):
 
     assert default("e4e", "portraits") == ("portraits-e4e", "")
     assert default("e4e", "stylegan2-ffhq-1024") == (
-        None, "e4e-ffhq is not on this machine: --encoder e4e=e4e-ffhq fetches it.",
+        None, "e4e-ffhq is not on this machine: --model e4e=e4e-ffhq fetches it.",
     )  # fmt: skip
     assert "The catalogue has no 'psp' for the generator stylegan2-metfaces-1024" in default(
         "psp", "stylegan2-metfaces-1024"
     )[1]  # fmt: skip
     assert "Nothing is known" in default("e4e", None)[1]
+
+
+def test_models_given_by_name(place, monkeypatch):
+    monkeypatch.setattr(evaluate, "_perceptual", lambda name: (None, None))
+    monkeypatch.setattr(perceptual, "available_distance", lambda *_, **__: pytest.fail("no method compares features"))
+    samm = ["--model", f"samm={Path('models') / 'samm.safetensors'}"]
+    assert run("--methods", "samm,samm-1,samm-blend-only", *IMAGES, *GENERATOR, *E4E, *samm, "--json", "r.json") == 0
+    data = json.loads((place / "r.json").read_text())
+    assert [row["method"] for row in data["rows"]] == ["samm", "samm-1", "samm-blend-only"]
+    assert data["settings"]["models"]["samm"]["architecture"] == "samm"
+    described = data["settings"]["methods"]
+    assert [described[name]["iterations"] for name in described] == [2, 1, 2]
+    assert described["samm-blend-only"]["warp"] is False and described["samm"]["features"] == "e4e"
+    assert all(0 < row["aoa"] < 1 for row in data["rows"])
+    assert len({row["psnr"] for row in data["rows"]}) == 3
+
+
+def test_models_of_the_catalogue_are_found_by_architecture_and_domain(monkeypatch):
+    from types import SimpleNamespace
+
+    from gan_inversion.model_registry import catalogue
+
+    known = catalogue.find("portraits-e4e")
+    names = {"samm": "samm", "sam-invertibility": "invertibility", "sam-encoder": "multilayer-encoder"}
+    more = [
+        dataclasses.replace(known, id=f"ours-{name}-{domain}", kind=kind, architecture=name, domain=domain)
+        for domain in ("elsewhere", "portraits")
+        for name, kind in names.items()
+    ]
+    entries = (*(entry for entry in catalogue.load_catalogue() if entry.architecture not in names), *more)
+    monkeypatch.setattr(catalogue, "load_catalogue", lambda: entries)
+    monkeypatch.setattr(evaluate, "_is_here", lambda name: name.startswith("ours-"))
+    loaded = SimpleNamespace(catalogue_id="portraits", path=Path("g.pt"))
+    assert {name: evaluate._default_model(name, loaded) for name in names} == {
+        name: (f"ours-{name}-portraits", "") for name in names
+    }
 
 
 def test_samples(place, capsys):

@@ -414,6 +414,45 @@ def test_direction_sweep(run, generator, smile):
     torch.testing.assert_close(frames[3], run("Render", inversion=edited)[0][0], atol=1e-5, rtol=1e-4)
 
 
+def test_direction_sweep_measures_each_cell(run, generator, smile, monkeypatch):
+    from gan_inversion.nodes import _measuring
+
+    asked = []
+
+    class Meter:  # of pictures that are no faces: a mouth as wide as the picture is bright
+        def attributes(self, image):
+            asked.append(image)
+            return {"yaw": 0.0, "smile_width": float(image.mean()) + 2}
+
+        def similarity(self, a, b):
+            return 1 - float((a - b).abs().mean())
+
+    monkeypatch.setattr(_measuring.FaceMeter, "load", Meter)
+    wire = run("Sample", generator=generator, seed=1, count=2)[0]
+    bare, plain_frames, _ = run("DirectionSweep", inversion=wire, direction=smile, steps=3, cell=64)
+    edited = run("ApplyDirection", inversion=wire, direction=smile, strength=1.0)[0]
+    grid, frames, labels = run("DirectionSweep", inversion=wire, direction=smile, steps=3, cell=64, measure=True)
+    assert torch.equal(frames, plain_frames) and grid.shape[1] > bare.shape[1] and grid.shape[2] == bare.shape[2]
+    assert len(asked) == 2 + 6  # each unedited picture once
+    unedited = run("Render", inversion=wire)[1]
+    lines = labels.splitlines()
+    assert lines[:2] == ["Columns: -2, 0, +2", "Rows: #1 smile, #2 smile"]
+    for row, line in enumerate(lines[2:4]):
+        assert line.startswith(f"#{row + 1} smile: -2: id ") and "; 0: id 1.00 smile +0%; +2: id " in line
+        last, before = frames[3 * row + 2] * 2 - 1, unedited[row] * 2 - 1
+        change = 100 * ((last.mean() + 2) / (before.mean() + 2) - 1)
+        assert line.endswith(f"+2: id {1 - (last - before).abs().mean():.2f} smile {change:+.0f}%")
+    assert "smile width" in lines[4] and "not ArcFace" in lines[4]
+    # Against the unedited picture, not against strength 0 of the sweep, where another edit is on the wire.
+    assert "; 0: id 1.00" not in run("DirectionSweep", inversion=edited, direction=smile, steps=3, measure=True)[2]
+
+
+def test_direction_sweep_says_where_it_finds_no_face(run, generator, smile):
+    wire = run("Sample", generator=generator, seed=1)[0]
+    labels = run("DirectionSweep", inversion=wire, direction=smile, steps=2, cell=64, measure=True)[2]
+    assert "smile: -2: no face; +2: no face" in labels
+
+
 def test_save_and_load_render_the_same_picture(run, nodes, generator, encoder, aligned, smile, places):
     wire, drawn = run("Encode", image=aligned, encoder=encoder, generator=generator)
     node = nodes["GANInversionSaveInversion"]

@@ -28,17 +28,22 @@ def snapshot() -> dict:
             "display_name": schema.display_name,
             "category": schema.category,
             "is_output_node": schema.is_output_node,
-            "inputs": [_input(one) for one in schema.inputs],
+            "inputs": [_input(one, cls) for one in schema.inputs],
             "outputs": [[one.display_name, schemas.type_of(one)] for one in schema.outputs],
         }
     return described
 
 
-def _input(one) -> dict:
+def _checked(cls) -> set[str]:
+    """Inputs that a node checks itself, as their options depend on files."""
+    return set(inspect.signature(getattr(cls, "validate_inputs", lambda: None)).parameters)
+
+
+def _input(one, cls) -> dict:
     facts = {"id": one.id, "type": schemas.type_of(one)}
     facts.update({name: getattr(one, name) for name in OPTIONS if getattr(one, name, None) not in (None, False)})
     if "options" in facts:
-        facts["options"] = "files" if one.id in FROM_FOLDERS else list(facts["options"])
+        facts["options"] = "files" if one.id in FROM_FOLDERS | _checked(cls) else list(facts["options"])
     return facts
 
 
@@ -54,7 +59,9 @@ def test_every_node_of_the_design_is_there():
     names = {
         "Load StyleGAN", "Load Encoder", "Align Face", "Encode (e4e / ReStyle)", "Project (W / W+)", "Load Direction",
         "Discover Directions", "Apply Direction", "Render", "Blend", "Paste Back", "Direction Sweep", "Sample",
+        "Compare / Measure",
         "Mix Styles", "Save Inversion", "Load Inversion", "DHR Refine", "Tune Generator (PTI / near-perfect)",
+        "SAMM Align", "Predict Invertibility", "Multilayer Invert (SAM)",
     }  # fmt: skip
     assert {cls.define_schema().display_name for cls in NODES.values()} == names
     assert len(NODES) == len(MODULES) == len(names)
@@ -97,7 +104,7 @@ def fixed_choices() -> list[tuple[str, str]]:
         for node_id, cls in NODES.items()
         for one in cls.define_schema().inputs
         if schemas.type_of(one) == "COMBO"
-        and one.id not in inspect.signature(getattr(cls, "validate_inputs", lambda: None)).parameters
+        and one.id not in _checked(cls)
     ]
 
 
