@@ -45,6 +45,8 @@ __all__ = [
     "sefa", "select_face", "sweep",
 ]  # fmt: skip
 
+WEB_DIRECTORY = "./web"  # ComfyUI serves it as /extensions/FOLDER: help pages, no scripts
+
 
 async def comfy_entrypoint() -> Any:
     """Called by ComfyUI."""

@@ -30,8 +30,8 @@ def all_nodes() -> dict[str, type[Any]]:
 
 
 def extension() -> Any:
-    """The pack as ComfyUI takes it; also makes the model folder known."""
-    from ._comfy import ComfyExtension, register_model_folder
+    """The pack as ComfyUI takes it; also makes the model folder and the help pages known."""
+    from ._comfy import ComfyExtension, register_help_pages, register_model_folder
 
     class GANInversionExtension(ComfyExtension):
         """All nodes of the pack."""
@@ -41,4 +41,5 @@ def extension() -> Any:
             return list(all_nodes().values())
 
     register_model_folder()
+    register_help_pages()
     return GANInversionExtension()

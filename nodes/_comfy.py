@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import os
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -100,6 +101,17 @@ def register_model_folder() -> None:
         # A copy: packs often hand over a set that belongs to core.
         _folders.folder_names_and_paths[MODEL_FOLDER] = (places, set(suffixes) | MODEL_SUFFIXES)
         catalogue.register_model_dir(None, _model_folders)
+
+
+def register_help_pages() -> None:
+    """Has the help pages served where the editor looks for them too.
+
+    It cuts the name of a pack's folder at the first dot or @: those of "gan-inversion-0.1.0" it expects at "gan-inversion-0".
+    """
+    if RUNNING:
+        pack = Path(__file__).parents[1]
+        served = getattr(sys.modules.get("nodes"), "EXTENSION_WEB_DIRS", {})
+        served.setdefault(re.split("[.@]", pack.name)[0], str(pack / "web"))
 
 
 def _model_folders() -> list[str]:

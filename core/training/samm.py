@@ -5,12 +5,16 @@ implementation: AbnerVictor/OOD-GAN-inversion `src/models/OOD_faceGAN_model.py`,
 error, perceptual and style distance, identity and discriminator on the blended picture; the mean of each mask above an
 allowance, and its distance from 0 and 1. Generator and encoder are frozen; levels open one after another.
 
-Deviations: pictures are morphs with drawn objects (core/training/occluders), whose exact masks are known. A binary
-cross-entropy on every mask makes use of that: alone in a first stage ("masks"), in which no gradient passes the
-generator, then beside the paper's losses ("images"). `mask_steps` 0 and `mask` 0 is the paper's training. Stored noise;
-flows start small; Adam with momentum, higher learning rates, a cosine schedule and clipped gradients, for a training of
-hours on a CPU. The style distance is
-off by default, because the small perceptual trunk is not made for it (the original: 50, on VGG19: --vgg19).
+Pictures are morphs of --portraits, or a folder's (--images). The original's training is `--paper`
+(`samm_settings.paper_settings`): real photographs, whose masks nobody knows.
+Deviations of the defaults: objects are drawn on the pictures (core/training/occluders), whose exact masks are known. A
+binary cross-entropy on the masks makes use of that: alone in a first stage ("masks"), in which no gradient passes the
+generator, then beside the paper's losses ("images"). Stored noise; flows start small; Adam with momentum, higher
+learning rates, a cosine schedule and clipped gradients, for a training of hours on a CPU; ten times the rate for the last
+normalisations, whose few numbers set how sure masks are and are what the training waits for. The style distance is off,
+because the small perceptual trunk is not made for it (the original: 50, on VGG19: --vgg19).
+Deviations of --paper: the discriminator takes its step after SAMM's, on the same picture; the average of the weights
+follows faster in the first steps; the encoder's picture is resized with antialiasing.
 """
 
 from __future__ import annotations
@@ -18,6 +22,7 @@ from __future__ import annotations
 import argparse
 import copy
 import dataclasses
+import json
 import logging
 import math
 import time
@@ -30,20 +35,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..discriminator import Discriminator
+from ..discriminator import Discriminator, DiscriminatorConfig
 from ..encoders import Encoder
 from ..errors import InvalidInputError
 from ..generator import Generator
 from ..losses import Distance, multiscale_distance
 from ..metrics import psnr
 from ..samm import Found, Samm, SammConfig, alignment_penalties, merge_levels
+from .arcface import ArcFace
 from .common import (
     Registry,
     RunLog,
-    add_common_arguments,
     agreed,
     card,
-    cosine,
     keep_freed_memory,
     load_checkpoint,
     load_morphs,
@@ -58,9 +62,12 @@ from .common import (
     write_sheet,
 )
 from .encoder import Embedder, deformed
+from .images import FolderFiles, FolderImages, MorphImages, RealImages
 from .morphs import MorphModel
 from .occluders import occlude
-from .vgg19 import LAYERS, VGG19, vgg_distance
+from .samm_options import make_parser, settings_from
+from .samm_settings import SammTraining
+from .vgg19 import LAYERS, VGG19, weighted_l1
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -69,11 +76,13 @@ logger = logging.getLogger(__name__)
 
 Features = Callable[[Tensor], Sequence[Tensor]]  # [B, 3, H, W] in [-1, 1] -> maps [B, C, h, w]
 
-_OFFICIAL_STYLE = 50.0  # weight, on VGG19
 _HELD_OUT = 8
+_HELD_OUT_SHARE = 0.1  # of a small folder; of a large one _HELD_OUT_MOST pictures are kept out of the training
+_HELD_OUT_MOST = 64
+_SHEET_SIDE = 256  # pixels of a picture on a sheet
 _REPORT_EVERY = 20
-_CODES, _DEFORM, _OBJECTS, _ITERATIONS = range(4)  # streams of random numbers
-_FLOW_START = 0.1  # of the flow channels' normalisation at the start: shifts are near zero at first
+_CHECKPOINT_SECONDS, _LARGE_CHECKPOINT_SECONDS = 180.0, 900.0  # the latter from 512 px on: a gigabyte each
+_PICTURES, _DEFORM, _OBJECTS, _ITERATIONS, _NOISE = range(5)  # streams of random numbers
 _COLUMNS = (
     "loss",
     "l2",
@@ -89,67 +98,12 @@ _COLUMNS = (
 
 
 @dataclass(frozen=True)
-class SammTraining:
-    """Settings of a run; weights are the paper's unless said otherwise."""
-
-    mask_steps: int = 1000
-    image_steps: int = 500
-    batch: int = 4
-    occluded_share: float = 0.85  # of the pictures: those with objects
-    objects: tuple[int, int] = (1, 2)  # in such a picture
-    deformation: float = 0.02  # of the faces, see `encoder.deformed`
-    iterations: tuple[int, int] = (1, 3)  # of Algorithm 1, drawn for each step; the original: 2
-    encoder_iterations: int = 5  # ReStyle's passes
-    warp_scale: float = 0.08
-    level_every: int = 50  # steps to the next finer level; the original opens them at 2000, 6000, 10000 of 1.8 million
-    adversarial_start: int = 100  # step of the image stage from which the discriminator counts
-    learning_rate: float = 1e-3
-    image_learning_rate: float = 3e-4  # the original: 2e-5 for a thousand times as many steps
-    discriminator_learning_rate: float = 2e-5
-    final_learning_rate: float = 0.05  # fraction of a learning rate at the end of its stage
-    warmup: int = 50  # steps of each stage
-    clip: float = 1.0  # largest norm of the gradient
-    ema_decay: float = 0.99
-    l2: float = 1.0
-    perceptual: float = 1.0
-    style: float = 0.0
-    identity: float = 0.1
-    adversarial: float = 0.5
-    area: float = 5.0
-    binary: float = 0.2
-    mask: float = 2.0  # cross-entropy against the exact masks; ours
-    # Of each level's mask, coarse first, and the merged one; with a `mask` weight, at least the exact mask's area.
-    allowed_area: tuple[float, ...] = (0.3, 0.3, 0.2, 0.2, 0.2)
-    seed: int = 4
-
-    def __post_init__(self) -> None:
-        for name in ("objects", "allowed_area", "iterations"):
-            object.__setattr__(self, name, tuple(getattr(self, name)))
-        if not 0 <= self.occluded_share <= 1 or self.total < 1 or self.batch < 1 or self.level_every < 0:
-            raise InvalidInputError(
-                f"SAMM training of {self.total} steps of {self.batch} pictures, occluded_share {self.occluded_share}, "
-                f"level_every {self.level_every}: expected positive numbers, and a share in 0..1."
-            )
-        if not 1 <= self.objects[0] <= self.objects[1]:
-            raise InvalidInputError(f"SAMM training with objects {self.objects}: expected 1 <= least <= greatest.")
-        if len(self.iterations) != 2 or not 1 <= self.iterations[0] <= self.iterations[1]:
-            raise InvalidInputError(
-                f"SAMM training with iterations {self.iterations}: expected 1 <= least <= greatest."
-            )
-
-    @property
-    def total(self) -> int:
-        """Steps of both stages."""
-        return self.mask_steps + self.image_steps
-
-    def open_levels(self, step: int) -> int:
-        """Levels in use at a step of the whole run, from the coarsest on."""
-        return 1 + (step // self.level_every if self.level_every else 1_000)
-
-
-@dataclass(frozen=True)
 class Judges:
-    """Frozen networks that the losses ask; None leaves the loss out (`distance`: `multiscale_distance`)."""
+    """Frozen networks that the losses ask; None leaves the loss out.
+
+    The perceptual distance is `distance`; without one, the L1 of the maps of `features`; without those,
+    `multiscale_distance`.
+    """
 
     distance: Distance | None = None  # perceptual
     features: Features | None = None  # for the style distance
@@ -159,13 +113,14 @@ class Judges:
 
 
 def train(
-    morphs: MorphModel,
+    pictures: RealImages | MorphModel,
     generator: Generator,
     encoder: Encoder,
     out: Path,
     settings: SammTraining = SammTraining(),
     *,
     judges: Judges = Judges(),
+    held_out: RealImages | None = None,
     accelerator: Accelerator | None = None,
     time_budget: float | None = None,
     max_steps: int | None = None,
@@ -173,12 +128,13 @@ def train(
     """Runs or resumes a training; returns the network with averaged weights, on the accelerator's device.
 
     Args:
-        morphs: the bank of photographs.
+        pictures: draws pictures of the generator's size; a bank stands for its morphs.
         generator: frozen.
         encoder: frozen, of that generator.
         out: folder for checkpoint, logs and sheets.
         settings: those of the run being resumed.
         judges: networks for the losses.
+        held_out: where the pictures of the sheets come from; None: `pictures`, which serves where each is new.
         accelerator: see `common.make_accelerator`; None trains on the CPU.
         time_budget: seconds until the run stops at a checkpoint.
         max_steps: stops after so many steps in all.
@@ -187,8 +143,9 @@ def train(
         InvalidInputError: the folder holds a run with other sizes, or `allowed_area` is too short.
     """
     accelerator = accelerator or make_accelerator()
-    run = _Run(morphs, generator, encoder, settings, judges, accelerator)
-    log, held_out = RunLog(out, "samm", time_budget=time_budget), RunLog(out, "held-out")
+    run = _Run(pictures, generator, encoder, settings, judges, accelerator, held_out)
+    every = _CHECKPOINT_SECONDS if generator.resolution < 512 else _LARGE_CHECKPOINT_SECONDS
+    log, figures = RunLog(out, "samm", every, time_budget), RunLog(out, "held-out")
     checkpoint = load_checkpoint(out / "checkpoint.pt")
     if checkpoint:
         run.load(checkpoint)
@@ -204,7 +161,7 @@ def train(
         stop = agreed(accelerator, log.out_of_time() or (max_steps is not None and run.step >= max_steps))
         if accelerator.is_main_process and (stop or run.step == settings.total or log.checkpoint_due()):
             save_checkpoint(out / "checkpoint.pt", run.state())
-            held_out.write(step=run.step, **run.samples(out / f"samples-{run.step:06d}.png"))
+            figures.write(step=run.step, **run.samples(out / f"samples-{run.step:06d}.png"))
         if stop:
             break
     return cast(Samm, cast(Any, copy.deepcopy(run.average)).to(memory_format=torch.contiguous_format))
@@ -223,11 +180,19 @@ def _gram(features: Tensor) -> Tensor:
     return flat @ flat.transpose(1, 2) / (flat.shape[1] * flat.shape[2])
 
 
-def mask_cross_entropy(masks: Sequence[Tensor], exact: Tensor) -> Tensor:
-    """Mean over masks of the cross-entropy with the exact mask [B, 1, H, W], brought to each one's size; scalar."""
+def mask_cross_entropy(masks: Sequence[Tensor], exact: Tensor, rows: Tensor | None = None) -> Tensor:
+    """Mean over masks of the cross-entropy with the exact mask [B, 1, H, W], brought to each one's size; scalar.
+
+    rows: pictures whose exact mask is known; None: all; none of them: 0.
+    """
+    if rows is not None and not len(rows):
+        return torch.stack([mask.float().sum() * 0 for mask in masks]).sum()
     losses = []
     for mask in masks:
+        if rows is not None:
+            mask = mask[rows]
         wanted = F.adaptive_avg_pool2d(exact, (mask.shape[2], mask.shape[3]))
+        wanted = wanted if rows is None else wanted[rows]
         losses.append(F.binary_cross_entropy(mask.float().clamp(1e-4, 1 - 1e-4), wanted))
     return torch.stack(losses).mean()
 
@@ -236,8 +201,15 @@ def mask_cross_entropy(masks: Sequence[Tensor], exact: Tensor) -> Tensor:
 class _Batch:
     image: Tensor  # [B, 3, R, R] with objects
     mask: Tensor  # [B, 1, R, R], where they are
+    known: Tensor | None  # pictures of which `mask` holds all that is foreign; None: of all
     w_plus: Tensor
     features: list[Tensor]
+
+    def part(self, first: int, count: int) -> _Batch:
+        """Some of the pictures; of those, `known` is not told."""
+        rows = slice(first, first + count)
+        features = [feature[rows] for feature in self.features]
+        return _Batch(self.image[rows], self.mask[rows], None, self.w_plus[rows], features)
 
 
 class _Run:
@@ -245,17 +217,19 @@ class _Run:
 
     def __init__(
         self,
-        morphs: MorphModel,
+        pictures: RealImages | MorphModel,
         generator: Generator,
         encoder: Encoder,
         settings: SammTraining,
         judges: Judges,
         accelerator: Accelerator,
+        held_out: RealImages | None = None,
     ) -> None:
         device = accelerator.device
         self.settings, self.judges, self.accelerator, self.step = settings, judges, accelerator, 0
-        self.distance = judges.distance or multiscale_distance
-        self.morphs = morphs.to(device)
+        if isinstance(pictures, MorphModel):
+            pictures = MorphImages(pictures.to(device), generator.resolution)
+        self.pictures, self.held_out = pictures, held_out or pictures
         self.generator = _channels_last(generator.to(device).eval().requires_grad_(False))
         self.encoder = _channels_last(encoder.to(device).eval().requires_grad_(False))
         usual = sum(settings.iterations) // 2
@@ -270,20 +244,34 @@ class _Run:
             samm = Samm(config)
         with torch.no_grad():
             for resolution in config.resolutions:
-                last = cast(Any, samm.level(resolution).body.body[1])
-                for norm in (last.res_layer[4], last.shortcut_layer[1]):
-                    norm.weight[:2] = _FLOW_START
+                for norm in _last_norms(samm, resolution):
+                    norm.weight[:2] = settings.flow_start
+        for resolution in config.resolutions:  # autocast must not halve flows and masks, which add up
+            samm.level(resolution).body.register_forward_hook(_in_full)
         self.samm = _channels_last(samm.to(device).train())
         self.average = copy.deepcopy(self.samm).eval().requires_grad_(False)
-        self.optimiser = self._adam(self.samm, settings.learning_rate, 0.9)
+        last = [
+            parameter
+            for resolution in config.resolutions
+            for norm in _last_norms(self.samm, resolution)
+            for parameter in norm.parameters()
+        ]
+        self.optimiser = self._adam(self.samm, settings.learning_rate, settings.momentum, last, settings.last_norm_rate)
         self.discriminator: Discriminator | None = None
         if judges.discriminator is not None and settings.adversarial:
             self.discriminator = copy.deepcopy(judges.discriminator).to(device).train()
             self.discriminator_optimiser = self._adam(self.discriminator, settings.discriminator_learning_rate, 0.0)
 
-    def _adam(self, network: nn.Module, rate: float, momentum: float) -> Any:
+    def _adam(
+        self, network: nn.Module, rate: float, momentum: float, fast: Sequence[nn.Parameter] = (), factor: float = 1.0
+    ) -> Any:
+        """Adam of a network, whose `fast` parameters have a rate so many times as high."""
         network.requires_grad_(True)
-        adam = torch.optim.Adam(network.parameters(), lr=rate, betas=(momentum, 0.99))
+        apart = {id(parameter) for parameter in fast}
+        groups = [{"params": [p for p in network.parameters() if id(p) not in apart], "factor": 1.0}]
+        if fast:
+            groups.append({"params": list(fast), "factor": factor})
+        adam = torch.optim.Adam(groups, lr=rate, betas=(momentum, 0.99))
         return self.accelerator.prepare_optimizer(adam, device_placement=False)
 
     def state(self) -> dict[str, Any]:
@@ -331,25 +319,22 @@ class _Run:
         drawing = self.step >= settings.mask_steps
         within = self.step - (settings.mask_steps if drawing else 0)
         length = settings.image_steps if drawing else settings.mask_steps
-        factor = cosine(within, length, settings.warmup, settings.final_learning_rate)
+        factor = settings.rate_factor(within, length)
         rate = factor * (settings.image_learning_rate if drawing else settings.learning_rate)
         _set_rate(self.optimiser, rate)
         judging = drawing and self.discriminator is not None and within >= settings.adversarial_start
         if self.discriminator is not None:
             self.discriminator.requires_grad_(False)
-        batch = self._batch(self.random, settings.batch)
-        least, greatest = settings.iterations
-        # The same number in every process, which therefore wait for each other no longer than they must.
-        passes = int(
-            torch.randint(least, greatest + 1, (), generator=step_generator(settings.seed, self.step, _ITERATIONS))
-        )
+        batch = self._batch(self.pictures, self.random, settings.batch)
+        noise = self.random(_NOISE) if settings.noise == "random" else None
+        passes = self._passes() if drawing else 1
         levels = settings.open_levels(self.step)
         with self.accelerator.autocast():
-            picture, found, merged = self._blended(self.samm, batch, levels, passes, masks_only=not drawing)
+            picture, found, merged = self._blended(self.samm, batch, levels, passes, noise, masks_only=not drawing)
         if drawing:
             losses = self._losses(picture.float(), found, merged, batch, judging)
         else:
-            losses = {"mask": mask_cross_entropy(_all_masks(found, merged), batch.mask)}
+            losses = {"mask": mask_cross_entropy(_all_masks(found, merged), batch.mask, batch.known)}
         loss = torch.stack([getattr(settings, name) * value for name, value in losses.items()]).sum()
         self._update(self.optimiser, self.samm, loss)
         values = {name: value.item() for name, value in {"loss": loss, **losses}.items()}
@@ -360,10 +345,16 @@ class _Run:
         update_ema(self.average, self.samm, min(settings.ema_decay, self.step / (9 + self.step)))
         return {**values, "rate": rate}
 
+    def _passes(self) -> int:
+        """Iterations of this step: the same in every process, so that none waits for a longer one."""
+        least, greatest = self.settings.iterations
+        random = step_generator(self.settings.seed, self.step, _ITERATIONS)
+        return int(torch.randint(least, greatest + 1, (), generator=random))
+
     @torch.no_grad()
-    def _batch(self, random: Callable[[int], torch.Generator], size: int) -> _Batch:
+    def _batch(self, pictures: RealImages, random: Callable[[int], torch.Generator], size: int) -> _Batch:
         settings, device, objects = self.settings, self.accelerator.device, random(_OBJECTS)
-        image = self.morphs.render(self.morphs.draw_codes(size, random(_CODES)).to(device), self.generator.resolution)
+        image = pictures.draw(size, random(_PICTURES)).to(device)
         image = deformed(image, settings.deformation, random(_DEFORM)).clamp(-1, 1)
         mask = torch.zeros_like(image[:, :1])
         chosen = (torch.rand(size, generator=objects) < settings.occluded_share).nonzero()[:, 0]
@@ -375,14 +366,25 @@ class _Run:
         with self.accelerator.autocast():
             w_plus = cast(Tensor, self.encoder(image, self.generator, settings.encoder_iterations))
             features = self.encoder.features(image, self.generator, settings.encoder_iterations)
-        return _Batch(image, mask, w_plus.float(), features)
+        known = None if settings.clean_pictures else chosen.to(device)
+        return _Batch(image, mask, known, w_plus.float(), [feature.float() for feature in features])
 
     def _blended(
-        self, samm: Samm, batch: _Batch, levels: int, iterations: int | None = None, masks_only: bool = False
+        self,
+        samm: Samm,
+        batch: _Batch,
+        levels: int,
+        iterations: int | None = None,
+        noise: torch.Generator | None = None,
+        masks_only: bool = False,
     ) -> tuple[Tensor, Found, Tensor]:
-        """Picture [B, 3, R, R], what the levels found, and the merged mask. masks_only: no gradient goes by features."""
+        """Picture [B, 3, R, R], what the levels found, and the merged mask.
+
+        noise: draws the generator's noise; None: the stored one. masks_only: no gradient goes by features.
+        """
         hooks, found = samm.hooks(samm.encoded(batch.features, levels), iterations, detach=masks_only)
-        drawn = self.generator.synthesis(batch.w_plus, hooks=hooks)
+        kind = "const" if noise is None else "random"
+        drawn = self.generator.synthesis(batch.w_plus, kind, generator=noise, hooks=hooks)
         merged = merge_levels(found.masks, drawn.shape[2])
         return torch.lerp(drawn, batch.image, merged.to(drawn)), found, merged
 
@@ -394,19 +396,17 @@ class _Run:
             exact_area = batch.mask.mean(dim=(1, 2, 3))
             allowed = [exact_area.clamp(min=float(phi)) for phi in allowed]
         area, binary = alignment_penalties(masks, allowed)
-        losses = {
-            "l2": (picture - batch.image).square().mean(),
-            "perceptual": self.distance(picture, batch.image).mean(),
+        # In this order: gradients are added up in the order in which the losses were computed.
+        losses = {"l2": (picture - batch.image).square().mean()}
+        losses["perceptual"], style = self._perceptual(picture, batch.image)
+        losses |= {
             "area": area.mean(),
             "binary": binary.mean(),
         }
         if settings.mask:
-            losses["mask"] = mask_cross_entropy(masks, batch.mask)
-        if judges.features is not None and settings.style:
-            with torch.no_grad():
-                wanted = judges.features(batch.image)
-            weights = judges.feature_weights or (1.0,) * len(wanted)
-            losses["style"] = style_distance(judges.features(picture), wanted, weights)
+            losses["mask"] = mask_cross_entropy(masks, batch.mask, batch.known)
+        if style is not None:
+            losses["style"] = style
         if judges.identity is not None and settings.identity:
             with torch.no_grad():
                 person = judges.identity(batch.image)
@@ -414,6 +414,18 @@ class _Run:
         if judging and self.discriminator is not None:
             losses["adversarial"] = F.softplus(-self.discriminator(picture).float()).mean()
         return losses
+
+    def _perceptual(self, picture: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Perceptual and style distance, scalars; the maps of `Judges.features` are computed once for both."""
+        judges, style = self.judges, None
+        if judges.features is not None and (self.settings.style or judges.distance is None):
+            with torch.no_grad():
+                maps = judges.features(wanted)
+            found, weights = judges.features(picture), judges.feature_weights or (1.0,) * len(maps)
+            style = style_distance(found, maps, weights) if self.settings.style else None
+            if judges.distance is None:
+                return weighted_l1(found, maps, weights).mean(), style
+        return (judges.distance or multiscale_distance)(picture, wanted).mean(), style
 
     def _discriminator_step(self, real: Tensor, fake: Tensor) -> float:
         assert self.discriminator is not None
@@ -436,11 +448,17 @@ class _Run:
     @torch.no_grad()
     def samples(self, path: Path) -> dict[str, float]:
         """Unseen pictures, their plain inversions, blended ones and masks. Returns figures of the averaged network."""
-        batch = self._batch(lambda stream: step_generator(12345, 0, stream), _HELD_OUT)
-        picture, _, merged = self._blended(self.average, batch, self.settings.open_levels(self.step))
-        plain = self.generator.synthesis(batch.w_plus)
-        wanted, given = batch.mask > 0.5, merged > 0.5
-        overlap = (wanted & given).sum() / (wanted | given).sum().clamp(min=1)
+        batch = self._batch(self.held_out, lambda stream: step_generator(12345, 0, stream), _HELD_OUT)
+        levels, size = self.settings.open_levels(self.step), self.settings.batch
+        parts = [batch.part(first, size) for first in range(0, _HELD_OUT, size)]  # no more memory than in training
+        blended = [self._blended(self.average, part, levels) for part in parts]
+        picture, merged = torch.cat([p for p, _, _ in blended]), torch.cat([m for _, _, m in blended])
+        plain = torch.cat([self.generator.synthesis(part.w_plus) for part in parts])
+        rows = slice(None) if batch.known is None else batch.known
+        wanted, given = batch.mask[rows] > 0.5, merged[rows] > 0.5
+        overlap = (
+            (wanted & given).sum() / (wanted | given).sum().clamp(min=1) if len(wanted) else torch.tensor(math.nan)
+        )
         found = {
             "psnr": psnr(picture.clamp(-1, 1), batch.image).mean().item(),
             "psnr_plain": psnr(plain.clamp(-1, 1), batch.image).mean().item(),
@@ -450,8 +468,22 @@ class _Run:
         }
         logger.info("%s: %s", path.name, ", ".join(f"{name} {value:.3f}" for name, value in found.items()))
         grey = (merged * 2 - 1).expand(-1, 3, -1, -1)
-        write_sheet(torch.cat((batch.image, plain, picture, grey)), path, columns=_HELD_OUT)
+        sheet = torch.cat((batch.image, plain, picture, grey))
+        if sheet.shape[2] > _SHEET_SIDE:
+            sheet = F.interpolate(sheet, size=_SHEET_SIDE, mode="bilinear", antialias=True)
+        write_sheet(sheet, path, columns=_HELD_OUT)
         return found
+
+
+def _in_full(module: nn.Module, given: Any, found: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """A forward hook of `AlignNet`: flow and mask in float32."""
+    return found[0].float(), found[1].float()
+
+
+def _last_norms(samm: Samm, resolution: int) -> list[nn.InstanceNorm2d]:
+    """The two normalisations whose sum is a level's flow and mask, before tanh and sigmoid: they set how sure masks are."""
+    unit = cast(Any, samm.level(resolution).body.body[1])
+    return [unit.res_layer[4], unit.shortcut_layer[1]]
 
 
 def _all_masks(found: Found, merged: Tensor) -> list[Tensor]:
@@ -461,88 +493,101 @@ def _all_masks(found: Found, merged: Tensor) -> list[Tensor]:
 
 def _set_rate(optimiser: Any, rate: float) -> None:
     for group in optimiser.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate * group["factor"]
 
 
 def _channels_last(module: Any) -> Any:
     return module.to(memory_format=torch.channels_last)  # an overload that some versions' stubs leave out
 
 
-def main(argv: Sequence[str], registry: Registry) -> Path:
-    """`gan-inversion train samm`: trains or resumes SAMM for a generator and an encoder."""
-    parser = argparse.ArgumentParser(prog="gan-inversion train samm", description=__doc__.split("\n")[0])
-    add_common_arguments(parser)
-    defaults = SammTraining()
-    none = "; 'none' leaves that loss out"
-    parser.add_argument("--generator", default="portraits", help="file or catalogue id")
-    parser.add_argument("--encoder", default="portraits-e4e", help="file or catalogue id, of that generator")
-    parser.add_argument("--perceptual", default="portraits-perceptual", help="trunk, file or id" + none)
-    parser.add_argument("--identity", default="portraits-identity", help="file or id" + none)
-    parser.add_argument("--discriminator", default="portraits-discriminator", help="file or id" + none)
-    vgg = parser.add_mutually_exclusive_group()
-    vgg.add_argument("--lpips", action="store_true", help="LPIPS on VGG16 in place of the perceptual trunk")
-    vgg.add_argument("--vgg19", type=Path, metavar="FILE", help="torchvision's weights: the original's losses on VGG19")
-    parser.add_argument("--mask-steps", type=int, default=defaults.mask_steps)
-    parser.add_argument("--image-steps", type=int, default=defaults.image_steps)
-    parser.add_argument(
-        "--iterations",
-        type=int,
-        nargs=2,
-        default=defaults.iterations,
-        metavar=("LEAST", "GREATEST"),
-        help="of Algorithm 1, drawn for each step",
-    )
-    parser.add_argument("--learning-rate", type=float, default=defaults.learning_rate)
-    parser.add_argument("--deformation", type=float, default=defaults.deformation, help="of the faces, in widths")
-    parser.add_argument("--mask", type=float, default=defaults.mask, help="weight of the exact masks; 0: the paper's")
-    parser.add_argument("--adversarial-start", type=int, default=defaults.adversarial_start, metavar="STEP")
-    parser.add_argument("--level-every", type=int, default=defaults.level_every, help="steps from level to level")
-    options = parser.parse_args(argv)
+def main(argv: Sequence[str], registry: Registry) -> Path | str:
+    """`gan-inversion train samm`: trains or resumes SAMM for a generator and an encoder; writes safetensors.
 
+    With --dry-run it measures steps on random weights, writes the figures to --out and returns them as JSON.
+    """
+    parser = make_parser(__doc__.split("\n")[0])
+    options = parser.parse_args(argv)
     keep_freed_memory()
-    settings = dataclasses.replace(
-        defaults,
-        mask_steps=options.mask_steps,
-        image_steps=options.image_steps,
-        batch=options.batch or defaults.batch,
-        iterations=options.iterations,
-        learning_rate=options.learning_rate,
-        deformation=options.deformation,
-        mask=options.mask,
-        adversarial_start=options.adversarial_start,
-        level_every=options.level_every,
-    )
     accelerator = make_accelerator(options.device, options.mixed_precision)
+    if options.dry_run is not None:
+        from .samm_dry_run import dry_run
+
+        text = json.dumps(dry_run(options.dry_run, batch=options.batch, accelerator=accelerator), indent=1)
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.write_text(text + "\n")
+        return text
+    if (options.portraits is None) == (options.images is None):
+        parser.error("give either --portraits or --images (or --dry-run)")
+    if options.paper and options.vgg19 is None:
+        parser.error("--paper needs --vgg19 FILE: its perceptual and style distance are those of VGG19")
+    if options.paper and options.arcface is None and options.identity is None:
+        parser.error("--paper needs --arcface FILE (model_ir_se50.pth), or --identity MODEL, or --identity none")
+    settings = settings_from(options)
 
     def judge(name: str) -> Any:
         if name == "none":
             return None
         return registry.load_model(name).module.to(accelerator.device).eval().requires_grad_(False)
 
+    generator, encoder = (registry.load_model(name).module for name in (options.generator, options.encoder))
     distance: Distance | None = None
     features: VGG19 | None = None
     feature_weights: tuple[float, ...] = ()
     if options.vgg19 is not None:
-        features = VGG19.load(options.vgg19).to(accelerator.device)
-        distance, feature_weights = vgg_distance(features), tuple(LAYERS.values())
-        settings = dataclasses.replace(settings, style=_OFFICIAL_STYLE)
+        features, feature_weights = VGG19.load(options.vgg19).to(accelerator.device), tuple(LAYERS.values())
     elif options.lpips:
         distance = registry.perceptual_distance("lpips-vgg")
     elif options.perceptual != "none":
         from ..perceptual import trunk_distance
 
         distance = trunk_distance(judge(options.perceptual))
+    if options.arcface is not None:
+        identity: Any = ArcFace.load(options.arcface).to(accelerator.device)
+    else:
+        identity = judge(options.identity or "portraits-identity")
+    discriminator = options.discriminator or ("new" if options.images or options.paper else "portraits-discriminator")
+    adversary = new_discriminator(generator, settings.seed) if discriminator == "new" else judge(discriminator)
+    pictures, held_out = _pictures(options, generator.resolution, accelerator)
     samm = train(
-        load_morphs(options.portraits, options.runs),
-        registry.load_model(options.generator).module,
-        registry.load_model(options.encoder).module,
+        pictures,
+        generator,
+        encoder,
         options.runs / "samm",
         settings,
-        judges=Judges(distance, features, feature_weights, judge(options.identity), judge(options.discriminator)),
+        judges=Judges(distance, features, feature_weights, identity, adversary),
+        held_out=held_out,
         accelerator=accelerator,
         time_budget=options.seconds,
     )
     if not accelerator.is_main_process:
         return options.out
     facts = {"generator": str(options.generator), "encoder": str(options.encoder)}
+    if options.images is not None:
+        domain = encoder.config.domain or "custom"
+        facts |= {"title": options.out.stem, "domain": domain, "licence": "unknown"}
+        facts["data"] = f"pictures of {options.images.name}"
     return registry.save_model(samm.cpu(), options.out, card("SAMM", settings, **facts), torch.float16)
+
+
+def _pictures(
+    options: argparse.Namespace, resolution: int, accelerator: Accelerator
+) -> tuple[RealImages | MorphModel, RealImages | None]:
+    """Pictures for training and others for the sheets; None: the same."""
+    with accelerator.main_process_first():
+        if options.images is None:
+            return load_morphs(options.portraits, options.runs), None
+        mirror, device, folder = not options.no_mirror, accelerator.device, options.runs / "samm"
+        if options.no_cache:
+            found: FolderFiles | FolderImages = FolderFiles.open(
+                options.images, resolution, mirror=mirror, device=device
+            )
+        else:
+            found = FolderImages.open(options.images, folder, resolution, mirror=mirror, device=device)
+    return found.split(max(1, min(_HELD_OUT_MOST, round(len(found) * _HELD_OUT_SHARE))))
+
+
+def new_discriminator(generator: Generator, seed: int) -> Discriminator:
+    """A discriminator of the generator's widths with random weights: the original's start."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return Discriminator(DiscriminatorConfig(generator.resolution, generator.config.channels))

@@ -8,15 +8,13 @@ Weights are torchvision's `vgg19` (its `features.N.weight` and `.bias`), as .pth
 from __future__ import annotations
 
 import pickle
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import CorruptFileError, UnsupportedModelError
-from ..losses import Distance
 
 LAYERS = {2: 0.1, 7: 0.1, 16: 1.0, 25: 1.0, 34: 1.0}  # conv1_2, 2_2, 3_4, 4_4, 5_4 in torchvision's order: weight
 _WIDTHS = ((64, 2), (128, 2), (256, 4), (512, 4), (512, 4))  # channels and convolutions between two poolings
@@ -63,6 +61,20 @@ class VGG19(nn.Module):
             raise CorruptFileError(f"{path}: not a readable file of VGG19 weights ({error}).") from error
         return VGG19(weights)
 
+    @staticmethod
+    def random(seed: int = 0) -> VGG19:
+        """Random weights that keep the scale of what passes: for measurements of time and memory."""
+        generator, weights = torch.Generator().manual_seed(seed), {}
+        index, channels = 0, 3
+        for width, count in _WIDTHS:
+            for _ in range(count):
+                scale = (2 / (9 * channels)) ** 0.5
+                weights[f"features.{index}.weight"] = torch.randn(width, channels, 3, 3, generator=generator) * scale
+                weights[f"features.{index}.bias"] = torch.zeros(width)
+                index, channels = index + 2, width
+            index += 1
+        return VGG19(weights)
+
     def forward(self, image: Tensor) -> list[Tensor]:
         """[B, 3, H, W] in [-1, 1], H and W at least 16 -> the maps of `LAYERS`, before their ReLU."""
         x = ((image.float() + 1) / 2 - self.mean) / self.std
@@ -76,15 +88,9 @@ class VGG19(nn.Module):
         return taps
 
 
-def vgg_distance(trunk: VGG19) -> Distance:
-    """The weighted L1 distance of the maps, [B]."""
-
-    def distance(image: Tensor, target: Tensor) -> Tensor:
-        with torch.no_grad():
-            wanted = trunk(target)
-        total = image.new_zeros(len(image))
-        for weight, a, b in zip(LAYERS.values(), trunk(image), wanted, strict=True):
-            total = total + weight * F.l1_loss(a, b, reduction="none").mean(dim=(1, 2, 3))
-        return total
-
-    return distance
+def weighted_l1(found: Sequence[Tensor], wanted: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
+    """The perceptual distance of two lists of maps [B, C, h, w]: weighted sum of their mean absolute differences, [B]."""
+    total = found[0].new_zeros(len(found[0]))
+    for weight, a, b in zip(weights, found, wanted, strict=True):
+        total = total + weight * (a - b).abs().mean(dim=(1, 2, 3))
+    return total

@@ -20,6 +20,7 @@ PROGRAM = "gan-inversion"
 _DTYPES = ("float32", "float16", "bfloat16")
 _TRAINED_PARTS = (
     "generator", "encoder", "directions", "landmarks", "identity", "perceptual", "samm", "invertibility", "multilayer",
+    "reganie",
 )  # fmt: skip
 _REFUSED, _UNEXPECTED, _INTERRUPTED = 2, 1, 130
 

@@ -156,7 +156,7 @@ def test_public_names_are_there_and_nothing_registers_the_old_way():
     for name in gan_inversion.__all__:
         assert getattr(gan_inversion, name).__module__.startswith("gan_inversion."), name
     assert set(gan_inversion.__all__) == set(gan_inversion._MODULE_OF) <= set(dir(gan_inversion))
-    for name in ("NODE_CLASS_MAPPINGS", "WEB_DIRECTORY", "no_such_name"):
+    for name in ("NODE_CLASS_MAPPINGS", "no_such_name"):
         assert not hasattr(gan_inversion, name)
 
 
