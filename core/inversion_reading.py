@@ -12,6 +12,7 @@ from typing import Any, get_origin, get_type_hints
 import torch
 from torch import Tensor
 
+from . import reganie  # noqa: F401 (a modulation that `inversion` does not define: known once it is imported)
 from .alignment import CropTransform
 from .errors import CorruptFileError, GeneratorMismatchError, ModelNotFoundError
 from .fingerprint import fingerprint

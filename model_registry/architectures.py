@@ -22,8 +22,10 @@ from ..core.errors import InvalidInputError, UnsupportedModelError
 from ..core.generator import Generator, GeneratorConfig
 from ..core.identity import IdentityConfig, IdentityNet
 from ..core.invertibility import InvertibilityConfig, InvertibilityNet
+from ..core.multilayer_encoder import MultilayerEncoder, MultilayerEncoderConfig
 from ..core.parsing import FaceParser, FaceParserConfig
 from ..core.perceptual import PerceptualTrunk, PerceptualTrunkConfig
+from ..core.reganie import Reganie, ReganieConfig
 from ..core.samm import Samm, SammConfig
 from ..core.skeleton import skeleton
 from .layouts import FORMAT, SAMM_KEY, CanonicalState, decoder_state, is_discriminator
@@ -262,7 +264,8 @@ def build_face_parser(state: CanonicalState) -> FaceParser:
 
 def build_invertibility(state: CanonicalState) -> InvertibilityNet:
     """An invertibility predictor that uses the given tensors themselves."""
-    config = InvertibilityConfig.from_state_dict(state.tensors, state.options.get("domain"))
+    known = {name: state.options.get(name) for name in ("domain", "threshold")}
+    config = InvertibilityConfig.from_state_dict(state.tensors, **known)
     with skeleton():
         module = InvertibilityNet(config)
     assign(module, state.tensors)
@@ -275,6 +278,25 @@ def build_samm(state: CanonicalState) -> Samm:
     config = SammConfig.from_state_dict(state.tensors, **{name: state.options.get(name) for name in known})
     with skeleton():
         module = Samm(config)
+    assign(module, state.tensors)
+    return module
+
+
+def build_multilayer_encoder(state: CanonicalState) -> MultilayerEncoder:
+    """A multilayer encoder that uses the given tensors themselves."""
+    config = MultilayerEncoderConfig.from_state_dict(state.tensors, state.options.get("domain"))
+    with skeleton():
+        module = MultilayerEncoder(config)
+    assign(module, state.tensors)
+    return module
+
+
+def build_reganie(state: CanonicalState) -> Reganie:
+    """A rectifying network that uses the given tensors themselves."""
+    known = ("resolution", "code_scale", "residual", "domain")
+    config = ReganieConfig.from_state_dict(state.tensors, **{name: state.options.get(name) for name in known})
+    with skeleton():
+        module = Reganie(config)
     assign(module, state.tensors)
     return module
 
@@ -323,10 +345,22 @@ ARCHITECTURES: tuple[Architecture, ...] = (
         build_invertibility,
     ),
     Architecture(
+        "sam-encoder",
+        "SAM multilayer encoders",
+        lambda state: any(re.fullmatch(r"networks\.F\d+\.last\.weight", name) for name in state.tensors),
+        build_multilayer_encoder,
+    ),
+    Architecture(
         "samm",
         "SAMM networks (official .pth, safetensors)",
         lambda state: {"feats_conv.0.weight", SAMM_KEY} <= state.tensors.keys(),
         build_samm,
+    ),
+    Architecture(
+        "reganie",
+        "ReGANIE rectifying networks",
+        lambda state: {"primary.fromrgb.weight", "torgb_affine.weight"} <= state.tensors.keys(),
+        build_reganie,
     ),
     *(
         Architecture(
