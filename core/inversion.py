@@ -190,7 +190,8 @@ class ResidualTransfer(Modulation):
 
     def finish(self, image: Tensor, context: RenderContext, position: int) -> Tensor:
         residual = context.inversion.image - context.unedited_image(position)
-        return image + self.strength * self.mask * residual
+        # Selected where nothing is added: exact, also beside a photograph that holds NaN.
+        return torch.where(self.mask <= 0, image, image + self.strength * self.mask * residual)
 
 
 @dataclass(frozen=True)
@@ -332,8 +333,14 @@ class RenderContext:
         return self._features[tap]
 
     def unedited_image(self, position: int) -> Tensor:
-        """The unedited inversion drawn with the modulations before `position` in its list."""
-        earlier = dataclasses.replace(self.inversion, modulations=self.inversion.modulations[:position])
+        """The unedited picture that the modulation at `position` gets: with all weights and features, as in every render,
+        and what finishes pictures before it."""
+        kept = tuple(
+            modulation
+            for index, modulation in enumerate(self.inversion.modulations)
+            if index < position or type(modulation).finish is Modulation.finish
+        )
+        earlier = dataclasses.replace(self.inversion, modulations=kept)
         return render(earlier, noise=self.noise, dtype=self.dtype)
 
 

@@ -19,14 +19,22 @@ from .encoders import Encoder
 from .errors import InvalidInputError
 from .generator import Generator
 from .imaging import area_pool
-from .inversion import Inversion, render
+from .inversion import Inversion, ResidualTransfer, render
 from .invertibility import TAU, InvertibilityNet, LatentMap, latent_map, out_of_domain
 from .losses import LayeredDistance
-from .multilayer import MultilayerConfig, invert_multilayer, measure_errors
+from .multilayer import (
+    MultilayerConfig,
+    invert_multilayer,
+    measure_errors,
+    measured_tau,
+    measuring_config,
+    suited_config,
+)
 from .multilayer_encoder import MultilayerEncoder, encode_multilayer
 from .projection import ProjectionConfig, project
 from .refinement import Refinement
-from .samm import Samm, align
+from .reganie import Reganie, rectify
+from .samm import SEGMENTS, Samm, align
 from .samm_image import ImageAlignmentConfig, align_image
 from .superpixels import superpixels
 from .tuning import NearPerfectConfig, PtiConfig, near_perfect, tune
@@ -203,53 +211,44 @@ def _near_perfect() -> Method:
     return Method("near-perfect", ("e4e", judge), run, settings=lambda context: _described(config(context)))
 
 
-def _samm(name: str, iterations: int = 2, warp: bool = True) -> Method:
+def _samm(name: str, iterations: int = 2, warp: bool = True, segments: bool = False) -> Method:
     def run(images: Tensor, context: Context) -> Result:
         network, encoder = context.models["samm"], context.models["e4e"]
         assert isinstance(network, Samm) and isinstance(encoder, Encoder)
-        found = align(_start(images, context), encoder, network, iterations=iterations, warp=warp)
+        labels = superpixels(images, SEGMENTS) if segments else None
+        found = align(_start(images, context), encoder, network, segments=labels, iterations=iterations, warp=warp)
         return Result(found.inversion, found.mask)
 
     def described(context: Context) -> dict[str, Any]:
-        return {"start": "e4e code", "features": "e4e", "iterations": iterations, "warp": warp, "mask_threshold": 0.0}
+        edges = "superpixels" if segments else "soft"
+        passes = {"iterations": iterations, "warp": warp, "mask_threshold": 0.0, "edges": edges}
+        return {"start": "e4e code", "features": "e4e", **passes}
 
     return Method(name, ("e4e", "samm"), run, settings=described)
 
 
-def _samm_image() -> Method:
+def _samm_image(name: str, warp: bool = True, segments: bool = False) -> Method:
     def config(context: Context) -> ImageAlignmentConfig:
         return ImageAlignmentConfig(steps=context.steps_or(ImageAlignmentConfig.steps), seed=context.seed)
 
     def run(images: Tensor, context: Context) -> Result:
-        found = align_image(_start(images, context), config(context), distance=_distance(context))
+        labels = superpixels(images, SEGMENTS) if segments else None
+        start = _start(images, context)
+        found = align_image(start, config(context), distance=_distance(context), warp=warp, segments=labels)
         return Result(found.inversion, found.mask)
 
     def described(context: Context) -> dict[str, Any]:
         # The distance's weight goes by the same name.
         weight = {"distance_weight": ImageAlignmentConfig.distance}
-        return {**_described(config(context)), "distance": _distance(context).name, **weight}
+        edges = {"warp": warp, "edges": "superpixels" if segments else "soft"}
+        return {**_described(config(context)), "distance": _distance(context).name, **weight, **edges}
 
-    return Method("samm-image", ("e4e",), run, compares=True, settings=described)
-
-
-@dataclass(frozen=True)
-class _Multilayer:
-    """Settings of SAM that go with a distance."""
-
-    distance_weight: float = 1.0
-    feature_weight: float = MultilayerConfig.feature_weight
-    tau: float = TAU  # threshold of errors that were measured with it
+    return Method(name, ("e4e",), run, compares=True, settings=described)
 
 
-# By the distance's name; those of LPIPS are SAM's own, the trunk's threshold was found on drawn objects.
-_MULTILAYER = {"portraits-perceptual": _Multilayer(distance_weight=0.2, feature_weight=1.0, tau=0.55)}
 _PREDICTED_AT = 256  # px: what the published predictors were trained on
 _MEASURING_STEPS = 100
 _PREDICTOR, _SAM_ENCODER = "sam-invertibility", "sam-encoder"
-
-
-def _multilayer(context: Context) -> _Multilayer:
-    return _MULTILAYER.get(_distance(context).name, _Multilayer())
 
 
 def _predicted_map(images: Tensor, predictor: nn.Module) -> LatentMap:
@@ -260,18 +259,13 @@ def _predicted_map(images: Tensor, predictor: nn.Module) -> LatentMap:
 
 
 def _sam() -> Method:
-    def config(context: Context, steps: int = MultilayerConfig.steps) -> MultilayerConfig:
-        own = _multilayer(context)
-        return MultilayerConfig(
-            steps=context.steps_or(steps),
-            distance_weight=own.distance_weight,
-            feature_weight=own.feature_weight,
-            seed=context.seed,
-        )
+    def config(context: Context) -> MultilayerConfig:
+        steps = context.steps_or(MultilayerConfig.steps)
+        return suited_config(_distance(context).name, steps=steps, seed=context.seed)
 
     def measuring(context: Context) -> MultilayerConfig:
-        found = config(context, _MEASURING_STEPS)
-        return dataclasses.replace(found, steps=min(found.steps, _MEASURING_STEPS))
+        steps = min(context.steps_or(_MEASURING_STEPS), _MEASURING_STEPS)
+        return measuring_config(_distance(context).name, steps=steps, seed=context.seed)
 
     def run(images: Tensor, context: Context) -> Result:
         code, distance = _start(images, context).w_plus, _distance(context)
@@ -281,7 +275,7 @@ def _sam() -> Method:
         else:
             options: dict[str, Any] = {"start": code, "distance": distance}
             errors = measure_errors(images, context.generator, config=measuring(context), **options)
-            where = latent_map(errors, superpixels(images), _multilayer(context).tau)
+            where = latent_map(errors, superpixels(images), measured_tau(distance.name))
         found = invert_multilayer(images, context.generator, where, config(context), start=code, distance=distance)
         return Result(found, out_of_domain(where))
 
@@ -292,7 +286,7 @@ def _sam() -> Method:
             errors = {
                 "errors": "measured",
                 "measuring_steps": measuring(context).steps,
-                "tau": _multilayer(context).tau,
+                "tau": measured_tau(_distance(context).name),
             }
         elif isinstance(predictor, InvertibilityNet):
             errors["tau"] = predictor.config.tau
@@ -313,6 +307,34 @@ def _sam_encoder() -> Method:
         return {"start": "e4e code", "errors": _PREDICTOR, "tau": tau, "segments": "superpixels"}
 
     return Method(_SAM_ENCODER, ("e4e", _PREDICTOR, _SAM_ENCODER), run, settings=described)
+
+
+def _reganie() -> Method:
+    def run(images: Tensor, context: Context) -> Result:
+        network = context.models["reganie"]
+        assert isinstance(network, Reganie)
+        return Result(rectify(_start(images, context), network))
+
+    def described(context: Context) -> dict[str, Any]:
+        network = context.models.get("reganie")
+        size = {"network_resolution": network.config.resolution} if isinstance(network, Reganie) else {}
+        return {"start": "e4e code", "strength": 1.0, **size}
+
+    return Method("reganie", ("e4e", "reganie"), run, settings=described)
+
+
+def _residual_transfer() -> Method:
+    """What a rectifier has to beat under an edit: what the inversion misses, moved nowhere. Exact without an edit."""
+
+    def run(images: Tensor, context: Context) -> Result:
+        start = _start(images, context)
+        return Result(start.with_modulation(ResidualTransfer(images.new_ones(len(images), 1, *images.shape[2:]))))
+
+    def described(context: Context) -> dict[str, Any]:
+        role = "baseline: adds the photograph minus its unedited inversion"
+        return {"start": "e4e code", "strength": 1.0, "role": role}
+
+    return Method("residual-transfer", ("e4e",), run, settings=described)
 
 
 def _error_threshold() -> Method:
@@ -337,7 +359,12 @@ register(_near_perfect())
 register(_samm("samm"))
 register(_samm("samm-1", iterations=1))
 register(_samm("samm-3", iterations=3))
-register(_samm("samm-blend-only", warp=False))  # the paper's ablation without spatial alignment
-register(_samm_image())
+register(_samm("samm-blend-only", warp=False))  # the paper's "skip SA": the same masks, flows left out
+register(_samm("samm-segments", segments=True))  # masks decided by superpixels, as the node can
+register(_samm_image("samm-image"))
+register(_samm_image("samm-image-no-warp", warp=False))  # the ablation again, optimised without flows
+register(_samm_image("samm-image-segments", segments=True))
 register(_sam())
 register(_sam_encoder())
+register(_reganie())
+register(_residual_transfer())

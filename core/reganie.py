@@ -427,7 +427,9 @@ class Rectification(Modulation):
             return image
         difference = context.inversion.image.to(image) - context.unedited_image(position)
         rectified = self._rectified(image, difference)
-        return torch.lerp(image, rectified, self.strength * self.mask.to(image))
+        mask = self.mask.to(image)
+        # Selected where nothing is rectified: exact, also beside a photograph that holds NaN.
+        return torch.where(mask <= 0, image, torch.lerp(image, rectified, self.strength * mask))
 
     def _rectified(self, image: Tensor, difference: Tensor) -> Tensor:
         module, side = self._skeleton().eval(), _parsed(self.config).resolution

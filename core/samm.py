@@ -43,9 +43,12 @@ from .inversion import (
     warp_features,
 )
 from .ops import upfirdn2d
+from .superpixels import check_labels, mean_per_segment
 
 _LEVEL_KEY = re.compile(r"modulation\.(\d+)\.alignment\.body\.body\.0\.res_layer\.1\.weight")
 _OFFICIAL_RESOLUTIONS = (32, 64, 128, 256)
+SEGMENTS = 150  # superpixels of a picture, where masks are decided by them
+SEGMENT_THRESHOLD = 0.4  # mean of the mask from which a segment is kept; both by the IoU on occluded training people
 
 
 @dataclass(frozen=True)
@@ -420,6 +423,7 @@ def align(
     mask: Tensor | None = None,
     mask_mode: str = "union",
     mask_threshold: float = 0.0,
+    segments: Tensor | None = None,
     iterations: int | None = None,
     encoder_iterations: int = 5,
     noise: str = "const",
@@ -436,6 +440,8 @@ def align(
         mask: the user's, [H, W], [B, H, W] or [B, 1, H, W] of any size in 0..1, 1 = keep the photograph.
         mask_mode: how it joins the predicted one, see `blending.merge_masks`.
         mask_threshold: predicted values below it become 0; faint masks leave ghosts in an edited picture.
+        segments: integer labels [B or 1, R, R], see `superpixels`: each segment is kept as a whole, or not at all, by its
+            mean. Not in the paper; it closes holes and sharpens edges.
         iterations: of Algorithm 1; None takes the network's own.
         encoder_iterations: passes of a ReStyle encoder.
         noise: "const" or "none", as the renders will have it.
@@ -451,7 +457,7 @@ def align(
         plain = without_alignment(inversion)
         features = encoder.features(plain.image, plain.generator, encoder_iterations)
         found = _estimated(plain, edit, samm, samm.encoded(features), iterations, noise)
-        return compose(plain, found.flows, found.masks, warp, mask, mask_mode, mask_threshold)
+        return compose(plain, found.flows, found.masks, warp, mask, mask_mode, mask_threshold, segments)
 
 
 def _estimated(
@@ -506,11 +512,15 @@ def compose(
     mask: Tensor | None = None,
     mask_mode: str = "union",
     mask_threshold: float = 0.0,
+    segments: Tensor | None = None,
 ) -> Aligned:
     """Adds flows and masks to an inversion; arguments as in `align` and `Aligned`."""
     size = inversion.generator.resolution
     predicted = merge_levels(masks, size)
     used = torch.where(predicted < mask_threshold, 0.0, predicted)
+    if segments is not None:
+        check_labels(segments, used)
+        used = (mean_per_segment(used, segments.to(used.device)) >= SEGMENT_THRESHOLD).to(used)
     if mask is not None:
         mask = match_mask(mask.to(used), (size, size), len(inversion))
         used = merge_masks(used, mask, mask_mode)
@@ -526,12 +536,13 @@ def compose(
 
 
 def without_alignment(inversion: Inversion) -> Inversion:
-    """The inversion without the warps of an earlier alignment and the blend right behind them."""
+    """The inversion without the warps of an earlier alignment and the blend right behind them, or behind a rectification
+    that was put between."""
     kept: list[Modulation] = []
     after_warp = False
     for modulation in inversion.modulations:
         warp = isinstance(modulation, FeatureWarp)
         if not warp and not (after_warp and isinstance(modulation, PixelBlend)):
             kept.append(modulation)
-        after_warp = warp
+        after_warp = warp or (after_warp and modulation.kind in ("rectification", "residual-transfer"))
     return dataclasses.replace(inversion, modulations=tuple(kept))

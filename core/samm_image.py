@@ -90,6 +90,7 @@ def align_image(
     mask: Tensor | None = None,
     mask_mode: str = "union",
     mask_threshold: float = 0.0,
+    segments: Tensor | None = None,
     progress: Progress | None = None,
 ) -> Aligned:
     """Finds flows and masks for the photographs of an inversion.
@@ -98,7 +99,8 @@ def align_image(
         inversion: as in `samm.align`; its weights and features stay, its code too unless `refine_w`.
         config: settings.
         distance: perceptual or other distance between two batches, [B].
-        warp, mask, mask_mode, mask_threshold: as in `samm.align`.
+        warp: False optimises masks for the picture as it is drawn, without flows (the paper's "without spatial alignment").
+        mask, mask_mode, mask_threshold, segments: as in `samm.align`.
         progress: called after each step; what it raises ends the optimisation.
 
     Returns:
@@ -115,17 +117,17 @@ def align_image(
         inversion = _normal(inversion)
         size = len(inversion)
         if size > 1 and any(len(t) > 1 for m in inversion.modulations for t in m.weight_offsets().values()):
-            parts = [_optimise(inversion[i], levels, config, distance, progress) for i in range(size)]
+            parts = [_optimise(inversion[i], levels, config, distance, warp, progress) for i in range(size)]
             found = Found(
                 {r: torch.cat([part.flows[r] for part, _ in parts]) for r in levels},
                 {r: torch.cat([part.masks[r] for part, _ in parts]) for r in levels},
             )
             w_plus = torch.cat([w for _, w in parts])
         else:
-            found, w_plus = _optimise(inversion, levels, config, distance, progress)
+            found, w_plus = _optimise(inversion, levels, config, distance, warp, progress)
         with torch.no_grad():
             with_code = dataclasses.replace(inversion, w_plus=w_plus)
-            return compose(with_code, found.flows, found.masks, warp, mask, mask_mode, mask_threshold)
+            return compose(with_code, found.flows, found.masks, warp, mask, mask_mode, mask_threshold, segments)
 
 
 def _normal(inversion: Inversion) -> Inversion:
@@ -148,9 +150,9 @@ def _levels(inversion: Inversion, config: ImageAlignmentConfig) -> tuple[int, ..
 class _Fields:
     """Logits of flows and masks on coarse grids, and what they stand for at a level's size."""
 
-    def __init__(self, error: Tensor, levels: tuple[int, ...], config: ImageAlignmentConfig) -> None:
-        """Args: error: [B, 1, R, R], mean absolute error of the plain inversion."""
-        self.config, self.levels = config, levels
+    def __init__(self, error: Tensor, levels: tuple[int, ...], config: ImageAlignmentConfig, warp: bool) -> None:
+        """Args: error: [B, 1, R, R], mean absolute error of the plain inversion; warp: False has no flows."""
+        self.config, self.levels, self.warp = config, levels, warp
         random = torch.Generator().manual_seed(config.seed)
         self.flows: dict[int, Tensor] = {}
         self.masks: dict[int, Tensor] = {}
@@ -163,7 +165,7 @@ class _Fields:
             self.masks[r] = (_START_SLOPE * relative).clamp(-_START_LIMIT, _START_LIMIT).requires_grad_(True)
 
     def parameters(self) -> list[Tensor]:
-        return [*self.flows.values(), *self.masks.values()]
+        return [*(self.flows.values() if self.warp else ()), *self.masks.values()]
 
     def hooks(self) -> tuple[SynthesisHooks, Found]:
         """As `Samm.hooks`."""
@@ -173,6 +175,9 @@ class _Fields:
             found.flows[r] = torch.tanh(_smooth(self.flows[r], r)) * self.config.warp_scale
             mask = torch.sigmoid(_smooth(self.masks[r], r))
             below = found.masks[r] = mask if below is None else gated(enlarged(below, mask), mask)
+        if not self.warp:
+            found.flows = {r: torch.zeros_like(flow) for r, flow in found.flows.items()}
+            return SynthesisHooks(), found
         places = {
             r: lambda x, flow=found.flows[r], mask=found.masks[r]: moved(x, flow, mask)  # type: ignore[misc]
             for r in self.levels
@@ -189,12 +194,13 @@ def _optimise(
     levels: tuple[int, ...],
     config: ImageAlignmentConfig,
     distance: Distance,
+    warp: bool,
     progress: Progress | None,
 ) -> tuple[Found, Tensor]:
     image = inversion.image
     with torch.no_grad():
         error = (draw(inversion, SynthesisHooks()) - image).abs().mean(dim=1, keepdim=True)
-    fields = _Fields(error, levels, config)
+    fields = _Fields(error, levels, config, warp)
     groups = [{"params": fields.parameters(), "lr": config.learning_rate}]
     w_plus = inversion.w_plus.clone()
     if config.refine_w:

@@ -10,8 +10,8 @@ from typing import Any
 
 MODULES = (
     "load_stylegan", "load_encoder", "align_face", "encode", "project", "predict_invertibility", "samm_align",
-    "multilayer_invert", "dhr_refine", "tune_generator", "load_direction", "discover_directions", "apply_direction",
-    "render", "blend", "paste_back", "compare", "direction_sweep", "sample", "mix_styles",
+    "multilayer_invert", "dhr_refine", "tune_generator", "reganie_rectify", "load_direction", "discover_directions",
+    "apply_direction", "render", "blend", "paste_back", "compare", "direction_sweep", "sample", "mix_styles",
     "save_inversion", "load_inversion",
 )  # fmt: skip
 _PREFIX = "GANInversion"

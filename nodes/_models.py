@@ -21,12 +21,13 @@ NO_MODEL = "none found"
 _FORMATS = {"rosinality", "nvidia-torch-pickle", "nvidia-tensorflow-pickle", "psp-checkpoint", "safetensors"}
 _ARCHITECTURES = {"generator": {"stylegan2"}, "encoder": {"e4e", "psp", "restyle-e4e", "restyle-psp"},
                   "discriminator": {"stylegan2-discriminator"}, "samm": {"samm"},
-                  "invertibility": {"sam-invertibility"}, "multilayer-encoder": {"sam-encoder"}}  # fmt: skip
-_DETECTED = {"invertibility", "multilayer-encoder"}  # kinds of one form only, so that files need no format
+                  "invertibility": {"sam-invertibility"}, "multilayer-encoder": {"sam-encoder"},
+                  "reganie": {"reganie"}}  # fmt: skip
+_DETECTED = {"invertibility", "multilayer-encoder", "reganie"}  # kinds of one form only, so that files need no format
 _NOT_DIRECTIONS = {"styleclip-global"}
 _A = {"generator": "a generator", "encoder": "an encoder", "direction": "a direction",
       "discriminator": "a discriminator", "samm": "a SAMM network", "invertibility": "an invertibility predictor",
-      "multilayer-encoder": "a multilayer encoder"}  # fmt: skip
+      "multilayer-encoder": "a multilayer encoder", "reganie": "a ReGANIE network"}  # fmt: skip
 _SHOWN = 3  # names suggested in a message
 _DIRECTION_BYTES = 64 * 2**20  # no direction file is larger; weights are
 

@@ -45,7 +45,6 @@ FACE_PARSER = "bisenet-face-parsing"
 PARSERS = (AUTOMATIC, NO_PARSER, FACE_PARSER)
 _FACES = ("ffhq", "portraits")  # domains of aligned faces
 # Weight of a distance beside the squared error in SAM's optimisation, by name; 1 for LPIPS.
-DISTANCE_WEIGHTS = {BUNDLED_DISTANCE: 0.2}
 GRADIENT_COPIES = 6  # activations kept for the backward pass, in forward passes
 
 

@@ -15,17 +15,15 @@ from ..core.errors import InvalidInputError, ModelNotFoundError
 from ..core.generator import Generator
 from ..core.inversion import FeatureOffset, FeatureOverride, FeatureWarp, Inversion, Modulation, tuned_weights
 from ..core.invertibility import W_PLUS, LatentMap, feature_side, latent_spaces
-from ..core.multilayer import MultilayerConfig, invert_multilayer
+from ..core.multilayer import MultilayerConfig, invert_multilayer, suited_config
 from ..core.refinement import Progress as StepProgress
 from ..core.refinement import Refined, Refinement, StopOptimisation, refine_each
 from ..model_registry import load_model
-from ..model_registry.perceptual import BUNDLED_DISTANCE
 from . import _models
 from ._comfy import EXPERT, Progress, check_interrupt, io, optimising, progress, schema
 from ._drawing import draw
 from ._refinement import (
     AUTOMATIC,
-    DISTANCE_WEIGHTS,
     DISTANCES,
     distance_input,
     distance_named,
@@ -50,7 +48,6 @@ from ._types import (
 _METHODS = _OPTIMISE, _ENCODER = "optimise", "encoder (one pass)"
 _KIND = "multilayer-encoder"
 _PREFERRED = ("lpips-vgg",)
-_FEATURE_WEIGHTS = {BUNDLED_DISTANCE: 1.0}  # whose distance weighs less, too; 5 for LPIPS
 _PAINTED_OVER = (FeatureOffset, FeatureOverride, FeatureWarp)  # what the new features take the place of
 _NAMES = {
     "feature-offset": "multilayer features",
@@ -104,14 +101,15 @@ class GANInversionMultilayerInvert(io.ComfyNode):
                 seconds_input("Time for each image, after which the best so far is kept. 0 is no limit."),
                 io.Float.Input(
                     "learning_rate",
-                    default=0.05,
-                    min=0.001,
+                    default=0.0,
+                    min=0.0,
                     max=0.5,
                     step=0.005,
                     round=0.0001,
                     optional=True,
                     **EXPERT,
-                    tooltip="Of codes and features; 0.02 to 0.1 is useful, higher is faster and rougher.",
+                    tooltip="Of codes and features; 0.02 to 0.1 is useful, higher is faster and rougher. 0 is automatic: 0.05 with "
+                    "LPIPS, 0.1 with the bundled network.",
                 ),
                 io.Float.Input(
                     "feature_weight",
@@ -123,7 +121,7 @@ class GANInversionMultilayerInvert(io.ComfyNode):
                     optional=True,
                     **EXPERT,
                     tooltip="Keeps features near the generator's own: more is more natural, less is closer to the "
-                    "photograph. 0 is automatic: 5 with LPIPS, as published, 1 with the bundled network.",
+                    "photograph. 0 is automatic: 5 with LPIPS, as published, 0.2 with the bundled network.",
                 ),
                 io.Combo.Input(
                     "encoder",
@@ -159,7 +157,7 @@ class GANInversionMultilayerInvert(io.ComfyNode):
         method: str = _OPTIMISE,
         steps: int = 200,
         seconds: float = 0.0,
-        learning_rate: float = 0.05,
+        learning_rate: float = 0.0,
         feature_weight: float = 0.0,
         encoder: str = AUTOMATIC,
         distance: str = DISTANCES[0],
@@ -178,7 +176,7 @@ class GANInversionMultilayerInvert(io.ComfyNode):
         method: str = _OPTIMISE,
         steps: int = 200,
         seconds: float = 0.0,
-        learning_rate: float = 0.05,
+        learning_rate: float = 0.0,
         feature_weight: float = 0.0,
         encoder: str = AUTOMATIC,
         distance: str = DISTANCES[0],
@@ -204,13 +202,9 @@ class GANInversionMultilayerInvert(io.ComfyNode):
             work = _encoding(network)
         else:
             measure = distance_named(distance, _PREFERRED)
-            config = MultilayerConfig(
-                steps=steps,
-                learning_rate=learning_rate,
-                distance_weight=DISTANCE_WEIGHTS.get(measure.name, 1.0),
-                feature_weight=feature_weight or _FEATURE_WEIGHTS.get(measure.name, 5.0),
-                seed=seed,
-            )
+            given = {"learning_rate": learning_rate, "feature_weight": feature_weight}  # 0 is automatic
+            chosen_ones = {name: value for name, value in given.items() if value}
+            config = suited_config(measure.name, steps=steps, seed=seed, **chosen_ones)
             taken, each, helpers, said = _PAINTED_OVER, steps, [], distance_words(measure, distance)
             work = _optimising(config, measure, seconds)
 

@@ -19,7 +19,7 @@ from ..core.errors import GeneratorMismatchError, InvalidInputError, NotFiniteEr
 from ..core.imaging import area_pool, resize_antialiased
 from ..core.inversion import Inversion
 from ..core.invertibility import TAU, InvertibilityNet, LatentMap, latent_map, latent_spaces, out_of_domain, with_region
-from ..core.multilayer import MultilayerConfig, measure_errors
+from ..core.multilayer import measure_errors, measured_tau, measuring_config
 from ..core.parsing import face_segments, parse
 from ..core.refinement import check_refinable
 from ..core.superpixels import superpixels
@@ -42,7 +42,6 @@ from ._drawing import latent_map_picture
 from ._refinement import (
     AUTOMATIC,
     DISTANCE_TOOLTIP,
-    DISTANCE_WEIGHTS,
     DISTANCES,
     FACE_PARSER,
     GRADIENT_COPIES,
@@ -80,8 +79,6 @@ _SIZE = 256  # px: what the published networks were trained on, and the side at 
 _BYTES = 400 * 2**20  # activations of the published network at that size
 _BARS = {"car": 3 / 4}  # domain -> height over width of its pictures, which lie between black bars
 _BLACK = -0.98
-# Thresholds for measured errors, by distance; those of LPIPS are SAM's. The trunk's was found on drawn objects.
-_MEASURED_TAU = {BUNDLED_DISTANCE: 0.55}
 _REMEMBERED = 64  # images
 _Errors = dict[str, Tensor]  # space -> [B, 1, h, w]
 _Step = Callable[[int, Tensor | None], None]  # steps made, preview
@@ -130,7 +127,7 @@ class GANInversionPredictInvertibility(io.ComfyNode):
                     optional=True,
                     tooltip="Error up to which a space suffices: less keeps more of the photograph as it is, more makes "
                     "more of it editable. 0 is automatic: the predictor's own, 0.225 for LPIPS (0.1 to 0.4 is useful), "
-                    f"{_MEASURED_TAU[BUNDLED_DISTANCE]:g} for measuring with the bundled network.",
+                    f"{measured_tau(BUNDLED_DISTANCE):g} for measuring with the bundled network.",
                 ),
                 io.Combo.Input(
                     "segments",
@@ -372,9 +369,9 @@ class _Measuring:
         self.distance = distance_named(name, ("lpips-vgg",))
         called = self.distance.name
         self.generator = generator
-        self.config = MultilayerConfig(steps=steps, seed=seed, distance_weight=DISTANCE_WEIGHTS.get(called, 1.0))
+        self.config = measuring_config(called, steps=steps, seed=seed)
         self.each = steps * len(latent_spaces(generator.generator.resolution))
-        self.tau, self.tau_words = _MEASURED_TAU.get(called, TAU), f"usual for {called}"
+        self.tau, self.tau_words = measured_tau(called), f"usual for {called}"
         self.key = f"{self.config} {called}"
         self.words = f"{why} {steps} steps in each space. {distance_words(self.distance, name)}"
 

@@ -13,8 +13,9 @@ from ..core.inversion import Inversion
 from ..core.latents import draw_grid
 from ..core.refinement import Progress as StepProgress
 from ..core.refinement import Refined, Refinement, refine_each
-from ..core.samm import Aligned, align, without_alignment
+from ..core.samm import SEGMENTS, Aligned, align, without_alignment
 from ..core.samm_image import ImageAlignmentConfig, align_image
+from ..core.superpixels import superpixels
 from . import _models
 from ._alignment import AUTOMATIC, PER_IMAGE, Trained, methods, no_network, trained_for
 from ._comfy import EXPERT, Progress, check_interrupt, intermediate_device, io, progress, schema
@@ -46,6 +47,7 @@ from ._types import (
 _PREFERRED = ("lpips-vgg", "lpips-alex")  # the original compares features of a VGG
 _CELL = 512  # pixels: smallest side of a picture in the preview
 _MOST_ITERATIONS = 3
+_EDGES = _SOFT, _SUPERPIXELS = "soft", "superpixels"
 
 
 class GANInversionSAMMAlign(io.ComfyNode):
@@ -112,6 +114,14 @@ class GANInversionSAMMAlign(io.ComfyNode):
                     optional=True,
                     tooltip="Fainter parts of the mask found are left out; your own mask stays as it is. Raise it (0.3) "
                     "where an edited picture shows ghosts of the photograph.",
+                ),
+                io.Combo.Input(
+                    "edges",
+                    options=list(_EDGES),
+                    default=_SOFT,
+                    optional=True,
+                    tooltip="soft: the mask as it was found. superpixels: each small patch of like colour is kept as a whole "
+                    "or not at all, which closes holes and follows outlines.",
                 ),
                 io.Boolean.Input(
                     "follow_edit",
@@ -192,6 +202,7 @@ class GANInversionSAMMAlign(io.ComfyNode):
         method: str = AUTOMATIC,
         warp: bool = True,
         mask_threshold: float = 0.0,
+        edges: str = _SOFT,
         follow_edit: bool = False,
         iterations: int = 0,
         steps: int = ImageAlignmentConfig.steps,
@@ -215,6 +226,7 @@ class GANInversionSAMMAlign(io.ComfyNode):
         method: str = AUTOMATIC,
         warp: bool = True,
         mask_threshold: float = 0.0,
+        edges: str = _SOFT,
         follow_edit: bool = False,
         iterations: int = 0,
         steps: int = ImageAlignmentConfig.steps,
@@ -230,6 +242,7 @@ class GANInversionSAMMAlign(io.ComfyNode):
                 f"Input 'iterations' is {iterations}: expected 1 to {_MOST_ITERATIONS}, or 0 for the network's own."
             )
         check_choice("distance", distance, DISTANCES)
+        check_choice("edges", edges, _EDGES)
         check_finite(mask_threshold=mask_threshold, seconds=seconds)
         count = len(inversion.inversion)
         chosen = mask_in(painted(mask), inversion.inversion)
@@ -242,6 +255,7 @@ class GANInversionSAMMAlign(io.ComfyNode):
         def one(begun: Inversion, index: int, report: StepProgress | None) -> Refined:
             check_interrupt()
             own = None if chosen is None else item(chosen, index).to(begun.image)
+            segments = superpixels(begun.image.clamp(-1, 1), SEGMENTS) if edges == _SUPERPIXELS else None
             made = [0]
 
             def done(step: int, total: int, preview: Tensor | None) -> None:
@@ -252,14 +266,14 @@ class GANInversionSAMMAlign(io.ComfyNode):
             if trained is not None:
                 found = align(
                     begun, trained.encoder, trained.samm, edit=edit and edit.of_image(index, count), warp=warp, mask=own,
-                    mask_mode=merge, mask_threshold=mask_threshold, iterations=iterations or None,
+                    mask_mode=merge, mask_threshold=mask_threshold, segments=segments, iterations=iterations or None,
                 )  # fmt: skip
                 done(1, 1, tinted(begun.image, found.mask))
             else:
                 assert compared is not None
                 found = align_image(
                     begun, config, distance=compared, warp=warp, mask=own, mask_mode=merge,
-                    mask_threshold=mask_threshold, progress=done,
+                    mask_threshold=mask_threshold, segments=segments, progress=done,
                 )  # fmt: skip
             results[index] = found
             return Refined(found.inversion, made[0], found.mask)

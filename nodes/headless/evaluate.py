@@ -344,6 +344,7 @@ def _check_fit(name: str, model: LoadedModel, loaded: LoadedModel, e4e: LoadedMo
     """A model of another generator is an error before anything runs; SAMM must fit the e4e encoder, too."""
     from ...core.encoders import Encoder
     from ...core.errors import GeneratorMismatchError
+    from ...core.reganie import Reganie
     from ...core.samm import Samm
 
     generator: Generator = loaded.module  # type: ignore[assignment]
@@ -354,6 +355,14 @@ def _check_fit(name: str, model: LoadedModel, loaded: LoadedModel, e4e: LoadedMo
             raise type(error)(
                 f"The network {model.path.name} for {name} does not fit {loaded.path.name}. {error}"
             ) from error
+    if isinstance(model.module, Reganie):  # whose sizes adapt
+        domain = model.module.config.domain or model.domain
+        if None not in (domain, loaded.domain) and domain != loaded.domain:
+            raise GeneratorMismatchError(
+                f"The network {model.path.name} for {name} was trained for {domain} pictures, the generator "
+                f"{loaded.path.name} draws {loaded.domain}: give the network of this generator by --model "
+                f"{name}=ID_OR_FILE."
+            )
     if not isinstance(model.module, Encoder):
         return
     found, expected = (model.module.num_ws, model.module.w_dim), (generator.num_ws, generator.config.w_dim)

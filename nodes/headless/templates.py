@@ -318,6 +318,54 @@ soft; 300 come closer.
 The method needs the generator's own discriminator: it comes with the pack for the bundled generator, and NVIDIA's .pkl files
 hold it."""
 
+_CANNOT_NOTE = """\
+## What can the generator not draw?
+
+Three answers side by side, each of which is a mask that other nodes take.
+
+1. **Load Image**: choose a photograph that shows a face from the front, best with a hat, a hand or glasses.
+2. Press Run. With the models that come with the pack it takes under a minute on a CPU.
+
+- *SAM* predicts how well each part can be inverted in each latent space. Blue parts can be edited (W+), the others need
+  features and stay more like the photograph the warmer their colour is. A lower **tau** keeps more.
+- *SAMM* compares the generator's features with the photograph's. Red parts stay pixels of the photograph.
+- *DHR* compares the photograph with a coarse inversion, superpixel by superpixel.
+
+What to look at: they agree on what is foreign (a hat) and differ on hair and clothes. Any of the masks can be painted over:
+save *Aligned photograph*, paint on it in a second *Load Image*, and connect its mask to **mask**; **merge** says what it does."""
+
+_SAMM_NOTE = """\
+## Edit behind a hat or a hand (SAMM and Blend)
+
+*SAMM Align* finds what the generator cannot draw, keeps it as pixels of the photograph, and moves the generator's features
+so that both fit together.
+
+1. **Load Image**: choose a photograph that shows a face from the front.
+2. Press Run.
+3. Compare the two edits on the right: *Plain edit* is made without alignment, *Aligned edit* with it.
+4. Move **strength** and run again: SAMM does not run again.
+
+What to look at: red parts of *Mask and shifts* are kept; arrows show where features move. *Blend* sets the edited face into the
+aligned photograph at the photograph's own sharpness, with the same mask: feather and grow it there, or merge a painted one.
+
+If an edited picture shows ghosts of the photograph, raise **mask_threshold**. The network that comes with the pack belongs to
+the bundled generator; for others (FFHQ) **method** *automatic* finds masks and shifts for each photograph, without a network."""
+
+_MULTILAYER_NOTE = """\
+## Each region in its own latent space (SAM)
+
+*Predict Invertibility* finds where the codes suffice (W+). *Multilayer Invert* draws the other regions by features at the
+layer that each of them needs; an edit acts on a region only behind its layer.
+
+1. **Load Image**: choose a photograph that shows a face from the front.
+2. Press Run. The inversion takes a quarter of a minute on a CPU with the models that come with the pack.
+3. Compare the two edits on the right: *Plain edit* is made from the encoder's code alone, *Multilayer edit* with features.
+4. Move **strength** and run again: neither the prediction nor the inversion runs again.
+
+What to look at: hair, clothes and background come back in *Multilayer edit*, and the smile is in both. A lower **tau** gives
+more of the picture to features: nearer to the photograph, less to edit. **method** *encoder (one pass)* takes no time and is
+softer; *optimise* with more **steps** comes closer."""
+
 _LOADERS = {
     1: Step("LoadImage", 0, {"image": "portrait.png"}),
     2: Step("GANInversionLoadStyleGAN", 0, {"model": "portraits"}),
@@ -447,6 +495,84 @@ TEMPLATES = (
             Group("Compare", (18, 19)),
         ),
         thumbnail=(8, 18, 19, 11),
+    ),
+    Template(
+        name="what_it_cannot_draw",
+        note=_CANNOT_NOTE,
+        steps={
+            **{k: step for k, step in _LOADERS.items() if k != 7},
+            8: Step("PreviewImage", 2, links={"images": (4, 0)}, title="Aligned photograph"),
+            9: Step("PreviewImage", 2, links={"images": (6, 1)}, title="Plain inversion"),
+            10: Step("GANInversionPredictInvertibility", 3, links={"inversion": (6, 0)}),
+            11: Step("GANInversionSAMMAlign", 3, links={"inversion": (6, 0)}),
+            12: Step("GANInversionDHRRefine", 3, {"steps": 10}, {"inversion": (6, 0)}),
+            13: Step("PreviewImage", 4, links={"images": (10, 3)}, title="SAM: latent spaces"),
+            14: Step("PreviewImage", 4, links={"images": (11, 4)}, title="SAMM: mask and shifts"),
+            15: Step("PreviewImage", 4, links={"images": (12, 3)}, title="DHR: mask"),
+            16: Step("PreviewAny", 5, links={"source": (10, 4)}, title="SAM: report"),
+            17: Step("PreviewAny", 5, links={"source": (11, 5)}, title="SAMM: report"),
+            18: Step("PreviewAny", 5, links={"source": (12, 4)}, title="DHR: report"),
+            19: Step("MaskToImage", 6, links={"mask": (10, 1)}),
+            20: Step("MaskToImage", 6, links={"mask": (11, 2)}),
+            21: Step("MaskToImage", 6, links={"mask": (12, 2)}),
+            22: Step("SaveImage", 7, {"filename_prefix": "mask_sam"}, {"images": (19, 0)}, title="Mask of SAM"),
+            23: Step("SaveImage", 7, {"filename_prefix": "mask_samm"}, {"images": (20, 0)}, title="Mask of SAMM"),
+            24: Step("SaveImage", 7, {"filename_prefix": "mask_dhr"}, {"images": (21, 0)}, title="Mask of DHR"),
+        },
+        groups=(
+            Group("Photograph and models", (1, 2, 3)),
+            Group("Find the face and invert it", (4, 5, 6, 8, 9)),
+            Group("Three methods", (10, 11, 12)),
+            Group("What they find", (13, 14, 15, 16, 17, 18)),
+            Group("Masks", (19, 20, 21, 22, 23, 24)),
+        ),
+        thumbnail=(8, 13, 14, 15),
+    ),
+    Template(
+        name="samm_blend",
+        note=_SAMM_NOTE,
+        steps={
+            **_REFINED,
+            9: Step("GANInversionSAMMAlign", 3, links={"inversion": (6, 0)}),
+            10: Step("PreviewAny", 3, links={"source": (9, 5)}, title="Alignment report"),
+            11: Step("PreviewImage", 4, links={"images": (9, 4)}, title="Mask and shifts"),
+            12: Step("PreviewImage", 4, links={"images": (9, 1)}, title="Aligned inversion"),
+            **_compared((9, 0), "Aligned", prefix="samm_blend", first=13),
+            19: Step(
+                "GANInversionBlend", 7, {"mode": "source inside mask"},
+                {"source": (4, 0), "image": (16, 0), "mask": (9, 2)},
+            ),
+            20: Step("PreviewImage", 8, links={"images": (19, 0)}, title="Blended into the photograph"),
+        },
+        groups=(
+            *_REFINED_GROUPS,
+            Group("Align", (9, 10, 11, 12)),
+            Group("Edit: move both sliders", (7, 13, 14)),
+            Group("Draw both", (15, 16)),
+            Group("Compare and blend", (17, 18, 19, 20)),
+        ),
+        thumbnail=(8, 17, 18, 11),
+    ),
+    Template(
+        name="multilayer_invert",
+        note=_MULTILAYER_NOTE,
+        steps={
+            **_REFINED,
+            9: Step("GANInversionPredictInvertibility", 3, links={"inversion": (6, 0)}),
+            10: Step("GANInversionMultilayerInvert", 3, {"steps": 100}, {"inversion": (6, 0), "latent_map": (9, 0)}),
+            11: Step("PreviewImage", 4, links={"images": (9, 3)}, title="Latent spaces"),
+            12: Step("PreviewImage", 4, links={"images": (10, 1)}, title="Multilayer inversion"),
+            19: Step("PreviewAny", 4, links={"source": (10, 2)}, title="Inversion report"),
+            **_compared((10, 0), "Multilayer", prefix="multilayer_invert", first=13),
+        },
+        groups=(
+            *_REFINED_GROUPS,
+            Group("Predict and invert", (9, 10, 11, 12, 19)),
+            Group("Edit: move both sliders", (7, 13, 14)),
+            Group("Draw both", (15, 16)),
+            Group("Compare", (17, 18)),
+        ),
+        thumbnail=(8, 11, 17, 18),
     ),
     _tuning("tune_pti", _PTI_NOTE, {"steps": _PTI_STEPS}),
     _tuning("tune_near_perfect", _NEAR_PERFECT_NOTE, {"method": "near-perfect", "steps": _NEAR_PERFECT_STEPS}),

@@ -20,9 +20,10 @@ from gan_inversion.core.invertibility import TAU, InvertibilityConfig, Invertibi
 from gan_inversion.core.latents import sample
 from gan_inversion.core.losses import LayeredDistance
 from gan_inversion.core.multilayer_encoder import MultilayerEncoder, MultilayerEncoderConfig, encode_multilayer
-from gan_inversion.core.samm import Samm, SammConfig, align
+from gan_inversion.core.reganie import Reganie, ReganieConfig, rectify
+from gan_inversion.core.samm import SEGMENT_THRESHOLD, SEGMENTS, Samm, SammConfig, align
 from gan_inversion.core.samm_image import ImageAlignmentConfig, align_image
-from gan_inversion.core.superpixels import superpixels
+from gan_inversion.core.superpixels import mean_per_segment, superpixels
 
 SIDE, W_DIM, COUNT = 32, 16, 3
 
@@ -254,6 +255,19 @@ def test_samm(generator, drawn, refining):
         assert (settings["iterations"], settings["warp"], settings["features"]) == (iterations, warp, "e4e")
 
 
+@pytest.mark.parametrize(("soft", "name"), [("samm", "samm-segments"), ("samm-image", "samm-image-segments")])
+def test_samm_by_segments(generator, drawn, refining, soft, name):
+    models = only(refining, "e4e", "samm")
+    context = Context(generator, models, steps=3, distance=Trunk())
+    with torch.no_grad():
+        mask, whole = (evaluation.METHODS[n].run(drawn[:1] + 0.1, context).mask for n in (soft, name))
+    labels = superpixels(drawn[:1] + 0.1, SEGMENTS)
+    expected = (mean_per_segment(mask, labels) >= SEGMENT_THRESHOLD).float()
+    assert torch.equal(whole, expected)
+    described = [evaluation.METHODS[n].settings(context)["edges"] for n in (soft, name)]
+    assert described == ["soft", "superpixels"]
+
+
 class Trunk(LayeredDistance):
     """Colours under the name of the bundled network, for which other settings hold than for LPIPS."""
 
@@ -304,12 +318,12 @@ def test_sam_by_a_predictor_or_by_measuring(generator, drawn, refining, monkeypa
         code = models["e4e"](drawn[:2], generator=generator)
     (_, tau), (_, config, start) = seen
     assert tau == 0.2 and torch.equal(start, code)
-    assert (config.steps, config.distance_weight, config.feature_weight, config.seed) == (2, 0.2, 1.0, 3)
+    assert (config.steps, config.distance_weight, config.feature_weight, config.seed) == (2, 0.2, 0.2, 3)
     errors = refining["sam-invertibility"](drawn[:2])
     expected = out_of_domain(usual_map(errors, superpixels(drawn[:2]), 0.2))
     assert torch.equal(found.mask, expected) and expected.any()
     settings = method.settings(context)
-    assert settings["errors"] == "sam-invertibility" and settings["tau"] == 0.2 and settings["feature_weight"] == 1.0
+    assert settings["errors"] == "sam-invertibility" and settings["tau"] == 0.2 and settings["feature_weight"] == 0.2
     for distance, tau, weights in ((Trunk(), 0.55, (0.2, 1.0)), (Lpips(), TAU, (1.0, 5.0))):
         seen.clear()
         context = Context(generator, only(refining, "e4e"), steps=2, distance=distance)
@@ -336,6 +350,28 @@ def test_sam_by_an_encoder(generator, drawn, refining):
     torch.testing.assert_close(render(found.inversion), render(expected))
     assert torch.equal(found.mask, out_of_domain(latent)) and found.inversion.modulations
     assert method.settings(context)["tau"] == 0.2
+
+
+def test_reganie_and_the_baseline_it_has_to_beat(generator, drawn, refining):
+    torch.manual_seed(11)
+    network = Reganie(ReganieConfig(SIDE, (4, 6, 8), 5, (8,), 7, 1, (8, 6), residual=True)).eval()
+    torch.nn.init.normal_(network.torgb.weight, std=0.1)
+    context = Context(generator, {"e4e": refining["e4e"], "reganie": network.requires_grad_(False)})
+    edit = Edit.of(Direction("anything", torch.randn(1, W_DIM)), 0.5)
+    images = drawn[:2] + 0.1
+    start = evaluation.METHODS["e4e"].run(images, context).inversion
+    method, baseline = evaluation.METHODS["reganie"], evaluation.METHODS["residual-transfer"]
+    assert method.needs == ("e4e", "reganie") and baseline.needs == ("e4e",)
+    with torch.no_grad():
+        found, plain = (one.run(images, context).inversion for one in (method, baseline))
+        torch.testing.assert_close(render(found, edit), render(rectify(start, network), edit))
+        assert not torch.allclose(render(found), render(start), atol=1e-3)
+        torch.testing.assert_close(render(plain), images)
+        torch.testing.assert_close(render(plain, edit), render(start, edit) + images - render(start))
+    assert method.settings(context)["network_resolution"] == SIDE
+    assert baseline.settings(context)["role"].startswith("baseline")
+    report = evaluate_method(baseline, Photographs(names(2), images), context, edit=EditTest("x", 0.5, edit, 0.0))
+    assert report.row["images"] == 2 and report.row["per_image"]["mse"] == pytest.approx([0, 0], abs=1e-9)
 
 
 def test_which_methods_compare_features():

@@ -15,7 +15,7 @@ from gan_inversion.core import inversion_reading
 from gan_inversion.core.editing import Direction, Edit
 from gan_inversion.core.errors import CorruptFileError, InvalidInputError, UnsupportedModelError
 from gan_inversion.core.generator import Generator, GeneratorConfig
-from gan_inversion.core.inversion import Inversion, Modulation, PixelBlend, WeightOffset, render
+from gan_inversion.core.inversion import Inversion, Modulation, PixelBlend, ResidualTransfer, WeightOffset, render
 from gan_inversion.core.ops import upfirdn2d_reference
 from gan_inversion.core.reganie import (
     EncoderConv,
@@ -325,3 +325,28 @@ def test_modulation_moves_and_batches(inversion, network, edit):
     bigger = make_network(dataclasses.replace(TINY, spatial_channels=6))
     with pytest.raises(InvalidInputError, match="different sizes"):
         Rectification.batch([first, rectify(inversion[1], bigger).modulations[0]])
+
+
+@pytest.mark.parametrize("kind", ["rectification", "residual-transfer"])
+def test_an_image_with_an_empty_mask_stays_as_it_was_beside_a_photograph_of_nan(network, inversion, edit, kind):
+    image = inversion.image.clone()
+    image[1, 0, 0, 0] = math.nan
+    broken = dataclasses.replace(inversion, image=image)
+    mask = torch.tensor([1.0, 0.0])[:, None, None, None].expand(2, 1, 32, 32)
+    found = rectify(broken, network, mask=mask)
+    if kind == "residual-transfer":
+        found = broken.with_modulation(ResidualTransfer(mask))
+    with torch.no_grad():
+        for each in (None, edit):
+            drawn = render(found, each)
+            assert torch.equal(drawn[1], render(broken, each)[1]) and not torch.equal(drawn[0], render(broken, each)[0])
+
+
+def test_starts_from_weights_and_features_that_were_added_after_it(network, inversion, edit):
+    name, weight = next(iter(inversion.generator.synthesis.named_parameters()))
+    offset = WeightOffset({name: 0.2 * torch.randn(1, *weight.shape)})
+    before = rectify(inversion.with_modulation(offset), network)
+    after = rectify(inversion, network).with_modulation(offset)
+    with torch.no_grad():
+        torch.testing.assert_close(render(after, edit), render(before, edit))
+        assert not torch.allclose(render(after, edit), render(rectify(inversion, network), edit), atol=1e-3)

@@ -11,8 +11,9 @@ from gan_inversion.core.editing import Direction, Edit
 from gan_inversion.core.encoders import Encoder, EncoderConfig
 from gan_inversion.core.errors import GeneratorMismatchError, InvalidInputError, UnsupportedModelError
 from gan_inversion.core.generator import Generator, GeneratorConfig
-from gan_inversion.core.inversion import FeatureWarp, Inversion, PixelBlend, WeightOffset, render
+from gan_inversion.core.inversion import FeatureWarp, Inversion, PixelBlend, ResidualTransfer, WeightOffset, render
 from gan_inversion.core.samm import (
+    SEGMENT_THRESHOLD,
     Alignment,
     Samm,
     SammConfig,
@@ -199,6 +200,21 @@ def test_an_edit_keeps_the_masks_unless_it_is_given(networks):
     torch.testing.assert_close(render(kept.inversion, edit), expected)
 
 
+def test_segments_are_kept_as_a_whole_or_not_at_all(networks):
+    inversion = make_inversion(networks[0])
+    soft = align(inversion, *networks[1:])
+    labels = (torch.arange(32) // 8).repeat(32, 1)[None] + 4 * (torch.arange(32) // 8)[:, None]  # squares of 8 px
+    cut = align(inversion, *networks[1:], segments=labels)
+    means = torch.nn.functional.avg_pool2d(soft.predicted, 8)
+    expected = (means >= SEGMENT_THRESHOLD).float().repeat_interleave(8, 2).repeat_interleave(8, 3)
+    assert torch.equal(cut.mask, expected) and 0 < float(expected.mean()) < 1
+    assert torch.equal(cut.predicted, soft.predicted) and torch.equal(cut.inversion.modulations[-1].mask, cut.mask)
+    painted = align(inversion, *networks[1:], segments=labels, mask=torch.full((32, 32), 0.5))
+    assert torch.equal(painted.mask, expected.clamp(min=0.5))  # the user's own mask stays as it is
+    with pytest.raises(InvalidInputError, match="Segments are"):
+        align(inversion, *networks[1:], segments=labels.float())
+
+
 def test_each_image_is_aligned_for_itself(networks):
     inversion = make_inversion(networks[0], batch=3)
     together = align(inversion, *networks[1:])
@@ -245,6 +261,10 @@ def test_aligning_again_replaces_the_first_alignment(networks):
     twice = align(once.inversion, *networks[1:])
     assert torch.equal(once.mask, twice.mask) and len(twice.inversion.modulations) == 5
     assert without_alignment(twice.inversion).modulations == inversion.modulations
+    *aligned, blend = twice.inversion.modulations
+    rectifying = ResidualTransfer(blend.mask)
+    between = dataclasses.replace(twice.inversion, modulations=(*aligned, rectifying, blend))
+    assert without_alignment(between).modulations == (*inversion.modulations, rectifying)
 
 
 def test_alignment_survives_a_file_and_inference_mode(networks, tmp_path):

@@ -52,6 +52,16 @@ def test_flows_bring_shifted_features_back(inversion):
     assert float(found[:, 0].mean()) > 0.01
 
 
+def test_without_flows_masks_are_those_of_the_picture_as_it_is_drawn(inversion):
+    bent, plain = align_image(inversion, QUICK), align_image(inversion, QUICK, warp=False)
+    assert [type(m) for m in plain.inversion.modulations] == [PixelBlend]
+    assert all(not flow.any() for flow in plain.flows.values())
+    assert not torch.allclose(plain.mask, bent.mask, atol=1e-3)
+    mixed = torch.lerp(render(inversion), inversion.image, plain.mask)
+    torch.testing.assert_close(render(plain.inversion), mixed)
+    assert float(plain.mask[0, :, 10:18, 10:18].mean()) > 0.7
+
+
 def test_a_seed_gives_the_same_result_and_progress_can_stop(inversion):
     config = dataclasses.replace(QUICK, steps=3)
     first, second = align_image(inversion, config), align_image(inversion, config)

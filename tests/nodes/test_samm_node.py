@@ -190,6 +190,8 @@ def test_a_painted_mask_joins_the_one_found(run, wire, mode):  # noqa: F811
     assert torch.equal(cut, torch.where(found < level, 0.0, found)) and not torch.equal(cut, found)
     painted_faintly = outputs(run, wire, mask=square(0.01), mask_threshold=1.0, **MODES[mode])["mask"]
     assert float(painted_faintly.max()) == pytest.approx(0.01)
+    patches = outputs(run, wire, edges="superpixels", **MODES[mode])["mask"]
+    assert set(patches.unique().tolist()) <= {0.0, 1.0} and not torch.equal(patches, found)
 
 
 def test_masks_of_a_batch_one_for_each_or_one_for_all(run, batch):

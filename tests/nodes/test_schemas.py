@@ -61,7 +61,7 @@ def test_every_node_of_the_design_is_there():
         "Discover Directions", "Apply Direction", "Render", "Blend", "Paste Back", "Direction Sweep", "Sample",
         "Compare / Measure",
         "Mix Styles", "Save Inversion", "Load Inversion", "DHR Refine", "Tune Generator (PTI / near-perfect)",
-        "SAMM Align", "Predict Invertibility", "Multilayer Invert (SAM)",
+        "SAMM Align", "Predict Invertibility", "Multilayer Invert (SAM)", "ReGANIE Rectify",
     }  # fmt: skip
     assert {cls.define_schema().display_name for cls in NODES.values()} == names
     assert len(NODES) == len(MODULES) == len(names)
@@ -103,8 +103,7 @@ def fixed_choices() -> list[tuple[str, str]]:
         (node_id, one.id)
         for node_id, cls in NODES.items()
         for one in cls.define_schema().inputs
-        if schemas.type_of(one) == "COMBO"
-        and one.id not in _checked(cls)
+        if schemas.type_of(one) == "COMBO" and one.id not in _checked(cls)
     ]
 
 

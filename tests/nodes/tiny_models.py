@@ -11,16 +11,18 @@ from gan_inversion.core.editing import Direction
 from gan_inversion.core.encoder_config import EncoderConfig
 from gan_inversion.core.encoders import Encoder
 from gan_inversion.core.generator import Generator, GeneratorConfig
+from gan_inversion.core.reganie import Reganie, ReganieConfig
 from gan_inversion.model_registry import save_model
 
 RESOLUTION, W_DIM, NUM_WS = 32, 16, 8
 FILES = {"portraits": "tiny-generator.safetensors", "portraits-e4e": "tiny-e4e.safetensors"}
 FILES["portraits-smile"] = "tiny-smile.safetensors"
 DISCRIMINATOR = "tiny-discriminator.safetensors"
+REGANIE = "tiny-reganie.safetensors"
 
 
 def write_tiny_models(folder: Path) -> None:
-    """A generator, its discriminator, an e4e encoder and a direction that stand in for the bundled ones."""
+    """A generator, its discriminator, an e4e encoder, a rectifier and a direction that stand in for the bundled ones."""
     torch.manual_seed(0)
     generator = Generator(GeneratorConfig(RESOLUTION, (8, 8, 8, 8), z_dim=16, w_dim=W_DIM, mapping_layers=2))
     generator.mapping.w_avg.copy_(generator.estimate_w_avg(1000))
@@ -36,6 +38,8 @@ def write_tiny_models(folder: Path) -> None:
     save_model(encoder, folder / FILES["portraits-e4e"])
     smile = Direction("smile", torch.randn(1, W_DIM), limits=(-2.0, 2.0))
     save_direction(folder / FILES["portraits-smile"], smile)
+    rectifier = Reganie(ReganieConfig(RESOLUTION, (4, 6, 8), 5, (8,), 7, 1, (8, 6)))
+    save_model(rectifier, folder / REGANIE, {"generator": FILES["portraits"]})
 
 
 def with_tiny_models(workflow: dict) -> dict:
@@ -69,7 +73,8 @@ def every_node() -> dict:
         "sefa": ("DiscoverDirections", {"generator": ["g", 0]}),
         "first": ("ApplyDirection", {"inversion": ["tune", 0], "direction": ["smile", 0], "strength": 0.5}),
         "second": ("ApplyDirection", {"inversion": ["first", 0], "direction": ["sefa", 0], "strength": -0.5}),
-        "render": ("Render", {"inversion": ["second", 0]}),
+        "rectify": ("ReGANIERectify", {"inversion": ["second", 0]}),
+        "render": ("Render", {"inversion": ["rectify", 0]}),
         "blend": ("Blend", {"source": ["align", 0], "image": ["render", 0], "mask": ["region", 0]}),
         "paste": ("PasteBack", {"photo": ["photo", 0], "edited": ["blend", 0], "crop": ["align", 1]}),
         "compare": ("Compare", {"before": ["align", 0], "after": ["render", 0], "mask": ["region", 0]}),
