@@ -66,7 +66,7 @@ from .images import FolderFiles, FolderImages, MorphImages, RealImages
 from .morphs import MorphModel
 from .occluders import occlude
 from .samm_options import make_parser, settings_from
-from .samm_settings import SammTraining
+from .samm_settings import SammTraining, paper_settings
 from .vgg19 import LAYERS, VGG19, weighted_l1
 
 if TYPE_CHECKING:
@@ -545,7 +545,9 @@ def main(argv: Sequence[str], registry: Registry) -> Path | str:
         identity: Any = ArcFace.load(options.arcface).to(accelerator.device)
     else:
         identity = judge(options.identity or "portraits-identity")
-    discriminator = options.discriminator or ("new" if options.images or options.paper else "portraits-discriminator")
+    discriminator = options.discriminator or ("new" if options.images or options.paper else "none")
+    if discriminator != "none" and not settings.adversarial:
+        settings = dataclasses.replace(settings, adversarial=paper_settings().adversarial)
     adversary = new_discriminator(generator, settings.seed) if discriminator == "new" else judge(discriminator)
     pictures, held_out = _pictures(options, generator.resolution, accelerator)
     samm = train(

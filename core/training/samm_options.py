@@ -43,7 +43,7 @@ def make_parser(description: str) -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--discriminator",
-        help="file or id, or 'new' for random weights" + none + " (default: new with --images or --paper)",
+        help="file or id, or 'new' for random weights" + none + " (default: new with --images or --paper, else none)",
     )
     vgg = parser.add_mutually_exclusive_group()
     vgg.add_argument("--lpips", action="store_true", help="LPIPS on VGG16 in place of the perceptual trunk")

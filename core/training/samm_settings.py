@@ -20,13 +20,13 @@ OFFICIAL_STEPS = 1_800_000
 class SammTraining:
     """Settings of a run; weights are the paper's unless said otherwise. `paper_settings` has the paper's schedule."""
 
-    mask_steps: int = 1000
+    mask_steps: int = 3500
     image_steps: int = 500
     batch: int = 4
     clean_pictures: bool = True  # nothing foreign is in a picture unless it was drawn: its exact mask is known
     occluded_share: float = 0.85  # of the pictures: those with objects
     objects: tuple[int, int] = (1, 2)  # in such a picture
-    deformation: float = 0.02  # of the faces, see `encoder.deformed`
+    deformation: float = 0.045  # of the faces, see `encoder.deformed`
     # Of Algorithm 1, drawn for each step; the original: 2. One in mask steps, in which flows do not learn.
     iterations: tuple[int, int] = (1, 3)
     encoder_iterations: int = 5  # ReStyle's passes
@@ -36,8 +36,8 @@ class SammTraining:
     level_every: int = 50  # steps to the next finer level
     level_starts: tuple[int, ...] = ()  # steps at which the second, third, ... level opens, in place of level_every
     adversarial_start: int = 100  # step of the image stage from which the discriminator counts
-    learning_rate: float = 1e-3
-    image_learning_rate: float = 3e-4  # the original: 2e-5 for a thousand times as many steps
+    learning_rate: float = 3e-3
+    image_learning_rate: float = 2e-4  # the original: 2e-5 for a thousand times as many steps
     last_norm_rate: float = 10.0  # factor on the rate of the normalisation behind flows and masks; 1 in the original
     discriminator_learning_rate: float = 2e-5
     momentum: float = 0.9  # Adam's first decay, of SAMM's own optimiser
@@ -51,10 +51,10 @@ class SammTraining:
     perceptual: float = 1.0
     style: float = 0.0
     identity: float = 0.1
-    adversarial: float = 0.5
+    adversarial: float = 0.0  # the original: 0.5; in a short training it takes kept objects for what is wrong
     area: float = 5.0
-    binary: float = 0.2
-    mask: float = 2.0  # cross-entropy against the exact masks; ours
+    binary: float = 0.05  # the original: 0.2
+    mask: float = 6.0  # cross-entropy against the exact masks; ours
     # Of each level's mask, coarse first, and the merged one; with a `mask` weight, at least the exact mask's area.
     allowed_area: tuple[float, ...] = (0.3, 0.3, 0.2, 0.2, 0.2)
     seed: int = 4
@@ -132,6 +132,8 @@ def paper_settings(**changes: Any) -> SammTraining:
         clip=999.0,
         ema_decay=0.5 ** (32 / 10_000),
         style=OFFICIAL_STYLE,
+        adversarial=0.5,
+        binary=0.2,
         mask=0.0,
     )
     return dataclasses.replace(paper, **changes)

@@ -376,7 +376,7 @@ def test_reganie_and_the_baseline_it_has_to_beat(generator, drawn, refining):
 
 def test_which_methods_compare_features():
     assert {m.name for m in evaluation.METHODS.values() if m.compares} == {
-        "dhr", "dhr-keep", "pti", "samm-image", "sam",
+        "dhr", "dhr-keep", "pti", "samm-image", "samm-image-no-warp", "samm-image-segments", "sam",
     }  # fmt: skip
 
 

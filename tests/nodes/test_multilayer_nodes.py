@@ -6,7 +6,7 @@ import functools
 import pytest
 import torch
 
-from gan_inversion.core import parsing
+from gan_inversion.core import multilayer, parsing
 from gan_inversion.core.deeplab import DeepLabConfig
 from gan_inversion.core.errors import (
     GeneratorMismatchError,
@@ -17,7 +17,6 @@ from gan_inversion.core.errors import (
 )
 from gan_inversion.core.inversion import FeatureOffset, FeatureOverride, PixelBlend, WeightOffset
 from gan_inversion.core.invertibility import TAU, InvertibilityConfig, InvertibilityNet, LatentMap, latent_spaces
-from gan_inversion.core import multilayer
 from gan_inversion.core.multilayer import MultilayerConfig
 from gan_inversion.core.multilayer_encoder import MultilayerEncoder, MultilayerEncoderConfig
 from gan_inversion.model_registry import catalogue, save_model

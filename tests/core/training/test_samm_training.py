@@ -36,6 +36,7 @@ SMALL = SammTraining(
     warmup=1,
     allowed_area=(0.3, 0.2, 0.2, 0.2),
     occluded_share=1.0,
+    adversarial=0.5,
 )
 
 
