@@ -24,7 +24,8 @@ from gan_inversion.core.editing import Edit
 from gan_inversion.core.inversion import Inversion, render
 from gan_inversion.core.invertibility import LatentMap, colour_preview, latent_map, out_of_domain
 from gan_inversion.core.latents import sample
-from gan_inversion.core.multilayer import MultilayerConfig, invert_multilayer
+from gan_inversion.core.metrics import psnr
+from gan_inversion.core.multilayer import invert_multilayer, suited_config
 from gan_inversion.core.samm import align
 from gan_inversion.core.samm_image import ImageAlignmentConfig, align_image
 from gan_inversion.core.superpixels import superpixels
@@ -33,7 +34,7 @@ from gan_inversion.core.training.occluders import occlude
 from gan_inversion.core.training.portraits import load_people
 from gan_inversion.model_registry import load_direction, load_model, perceptual_distance
 
-TAUS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0)
+TAUS = (0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.6, 9.0)
 SMILE = 1.0
 MOUTH = (slice(72, 112), slice(36, 92))  # rows and columns of a 128 px crop
 _FULL, _SMALL = 128, 16
@@ -120,19 +121,20 @@ def iterations(models: Models, people: Tensor, path: Path) -> dict[str, float]:
     return seconds
 
 
-def tau_sweep(models: Models, people: Tensor, path: Path, steps: int) -> dict[str, float]:
-    """Writes the sheet; share of the picture outside W+ by tau."""
-    shares, columns = {}, [torch.cat((people, people, people), dim=2)]
+def tau_sweep(models: Models, people: Tensor, path: Path, steps: int) -> dict[str, dict[str, float]]:
+    """Writes the sheet; PSNR and the share of the picture outside W+ by tau, the last of which leaves all to W+."""
+    found, columns = {}, [torch.cat((people, people, people), dim=2)]
     start = models.inverted(people).w_plus
-    config = MultilayerConfig(steps=steps, distance_weight=0.2, feature_weight=1.0)
+    config = suited_config(models.distance.name, steps=steps)
     for tau in TAUS:
         chosen = models.latent_map(people, tau)
         inversion = invert_multilayer(people, models.generator, chosen, config, start=start, distance=models.distance)
         drawn, smiling = render(inversion).clamp(-1, 1), render(inversion, models.smile).clamp(-1, 1)
         columns.append(torch.cat((colour_preview(chosen, people), drawn, smiling), dim=2))
-        shares[f"{tau:g}"] = float(out_of_domain(chosen).mean())
+        share = float(out_of_domain(chosen).mean())
+        found[f"{tau:g}"] = {"outside W+": share, "psnr": float(psnr(drawn, people).mean())}
     write_sheet(torch.stack(columns, dim=1).flatten(0, 1), path, columns=len(columns))
-    return shares
+    return found
 
 
 def main() -> None:
@@ -156,7 +158,7 @@ def main() -> None:
     if "iterations" in options.only:
         results["seconds"] = iterations(models, people, options.out / "iterations.png")
     if "tau" in options.only:
-        results["share outside W+"] = tau_sweep(models, people[:4], options.out / "tau.png", options.steps)
+        results["tau"] = tau_sweep(models, people, options.out / "tau.png", options.steps)
     options.out.mkdir(parents=True, exist_ok=True)
     (options.out / "results.json").write_text(json.dumps(results, indent=1))
     print(json.dumps(results, indent=1))

@@ -12,7 +12,7 @@ import logging
 import math
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -259,11 +259,13 @@ def run_training(
     name: str,
     total: int,
     images_per_step: int,
+    columns: Sequence[str],
     accelerator: Accelerator,
     *,
     time_budget: float | None = None,
     max_steps: int | None = None,
     report_every: int = 20,
+    checkpoint_seconds: float = 180.0,
 ) -> None:
     """Runs or resumes a training until `total`, with a checkpoint, CSV files and sheets of pictures in `out`.
 
@@ -273,12 +275,14 @@ def run_training(
         name: of the CSV file with the losses.
         total: steps in all.
         images_per_step: of one process, for the speed in the log.
+        columns: of that file: names of losses, NaN in steps that do not have one.
         accelerator: processes agree through it when to stop.
         time_budget: seconds until the run stops at a checkpoint.
         max_steps: stops after so many steps in all.
         report_every: steps between rows of the log.
+        checkpoint_seconds: between checkpoints.
     """
-    log, held_out = RunLog(out, name, time_budget=time_budget), RunLog(out, "held-out")
+    log, held_out = RunLog(out, name, checkpoint_seconds, time_budget), RunLog(out, "held-out")
     checkpoint = load_checkpoint(out / "checkpoint.pt")
     if checkpoint:
         run.load(checkpoint)
@@ -289,7 +293,8 @@ def run_training(
             speed = (run.step - reported) * images_per_step / (time.monotonic() - begun)
             reported, begun = run.step, time.monotonic()
             logger.info("step %d: loss %.4f, %.2f images/s", run.step, values["loss"], speed)
-            log.write(step=run.step, **values, images_per_second=speed)
+            losses = {column: values.get(column, math.nan) for column in columns}
+            log.write(step=run.step, **losses, rate=values["rate"], images_per_second=speed)
         stop = agreed(accelerator, log.out_of_time() or (max_steps is not None and run.step >= max_steps))
         if accelerator.is_main_process and (stop or run.step == total or log.checkpoint_due()):
             save_checkpoint(out / "checkpoint.pt", run.state())

@@ -60,6 +60,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _HELD_OUT = 8
+_COLUMNS = ("loss", "l2", "perceptual", "features")
 _CODES, _DEFORM, _OBJECTS, _REGIONS = range(4)  # streams of random numbers
 _SHARE_OF_W_PLUS, _SHARE_OF_FEATURES = 2.0, 0.6  # relative mean sizes of the regions
 
@@ -126,7 +127,7 @@ def train(
     accelerator = accelerator or make_accelerator()
     run = _Run(morphs, generator, encoder, settings, distance, accelerator)
     limits = {"time_budget": time_budget, "max_steps": max_steps}
-    run_training(run, out, "multilayer", settings.steps, settings.batch, accelerator, **cast(Any, limits))
+    run_training(run, out, "multilayer", settings.steps, settings.batch, _COLUMNS, accelerator, **cast(Any, limits))
     return cast(MultilayerEncoder, cast(Any, copy.deepcopy(run.average)).to(memory_format=torch.contiguous_format))
 
 

@@ -46,18 +46,15 @@ from ..reganie import Reganie, ReganieConfig, rectify, resized
 from .common import (
     HALF_TYPES,
     Registry,
-    RunLog,
     add_common_arguments,
-    agreed,
     card,
     cosine,
     keep_freed_memory,
-    load_checkpoint,
     load_morphs,
     load_scaler_state,
     make_accelerator,
     process_generator,
-    save_checkpoint,
+    run_training,
     scaler_state,
     share_gradients,
     step_generator,
@@ -249,25 +246,10 @@ def train(
     accelerator = accelerator or make_accelerator()
     config = config or config_for(generator)
     run = _Run(generator, encoder, directions, settings, config, accelerator, morphs, held_out, distance)
-    log, figures = RunLog(out, "reganie", time_budget=time_budget), RunLog(out, "held-out")
-    checkpoint = load_checkpoint(out / "checkpoint.pt")
-    if checkpoint:
-        run.load(checkpoint)
-    reported, begun = run.step, time.monotonic()
-    while run.step < settings.steps:
-        values = run.one_step()
-        if run.step % _REPORT_EVERY == 0 and accelerator.is_main_process:
-            speed = (run.step - reported) / (time.monotonic() - begun)
-            reported, begun = run.step, time.monotonic()
-            logger.info("step %d: loss %.4f, %.2f steps/s", run.step, values["loss"], speed)
-            columns = {name: values.get(name, math.nan) for name in _COLUMNS}
-            log.write(step=run.step, **columns, rate=values["rate"], steps_per_second=speed)
-        stop = agreed(accelerator, log.out_of_time() or (max_steps is not None and run.step >= max_steps))
-        if accelerator.is_main_process and (stop or run.step == settings.steps or log.checkpoint_due()):
-            save_checkpoint(out / "checkpoint.pt", run.state())
-            figures.write(step=run.step, **run.samples(out / f"samples-{run.step:06d}.png"))
-        if stop:
-            break
+    run_training(
+        run, out, "reganie", settings.steps, settings.batch, _COLUMNS, accelerator, time_budget=time_budget,
+        max_steps=max_steps, report_every=_REPORT_EVERY,
+    )  # fmt: skip
     return run.finished()
 
 

@@ -25,7 +25,6 @@ import dataclasses
 import json
 import logging
 import math
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,16 +44,13 @@ from ..samm import Found, Samm, SammConfig, alignment_penalties, merge_levels
 from .arcface import ArcFace
 from .common import (
     Registry,
-    RunLog,
-    agreed,
     card,
     keep_freed_memory,
-    load_checkpoint,
     load_morphs,
     load_scaler_state,
     make_accelerator,
     process_generator,
-    save_checkpoint,
+    run_training,
     scaler_state,
     share_gradients,
     step_generator,
@@ -145,25 +141,10 @@ def train(
     accelerator = accelerator or make_accelerator()
     run = _Run(pictures, generator, encoder, settings, judges, accelerator, held_out)
     every = _CHECKPOINT_SECONDS if generator.resolution < 512 else _LARGE_CHECKPOINT_SECONDS
-    log, figures = RunLog(out, "samm", every, time_budget), RunLog(out, "held-out")
-    checkpoint = load_checkpoint(out / "checkpoint.pt")
-    if checkpoint:
-        run.load(checkpoint)
-    reported, begun = run.step, time.monotonic()
-    while run.step < settings.total:
-        values = run.one_step()
-        if run.step % _REPORT_EVERY == 0 and accelerator.is_main_process:
-            speed = (run.step - reported) * settings.batch / (time.monotonic() - begun)
-            reported, begun = run.step, time.monotonic()
-            logger.info("step %d: loss %.4f, %.2f images/s", run.step, values["loss"], speed)
-            columns = {name: values.get(name, math.nan) for name in _COLUMNS}
-            log.write(step=run.step, **columns, rate=values["rate"], images_per_second=speed)
-        stop = agreed(accelerator, log.out_of_time() or (max_steps is not None and run.step >= max_steps))
-        if accelerator.is_main_process and (stop or run.step == settings.total or log.checkpoint_due()):
-            save_checkpoint(out / "checkpoint.pt", run.state())
-            figures.write(step=run.step, **run.samples(out / f"samples-{run.step:06d}.png"))
-        if stop:
-            break
+    run_training(
+        run, out, "samm", settings.total, settings.batch, _COLUMNS, accelerator, time_budget=time_budget,
+        max_steps=max_steps, report_every=_REPORT_EVERY, checkpoint_seconds=every,
+    )  # fmt: skip
     return cast(Samm, cast(Any, copy.deepcopy(run.average)).to(memory_format=torch.contiguous_format))
 
 

@@ -324,7 +324,7 @@ def test_sam_by_a_predictor_or_by_measuring(generator, drawn, refining, monkeypa
     assert torch.equal(found.mask, expected) and expected.any()
     settings = method.settings(context)
     assert settings["errors"] == "sam-invertibility" and settings["tau"] == 0.2 and settings["feature_weight"] == 0.2
-    for distance, tau, weights in ((Trunk(), 0.55, (0.2, 1.0)), (Lpips(), TAU, (1.0, 5.0))):
+    for distance, tau, weights in ((Trunk(), 0.55, (0.2, 0.2)), (Lpips(), TAU, (1.0, 5.0))):
         seen.clear()
         context = Context(generator, only(refining, "e4e"), steps=2, distance=distance)
         with torch.no_grad():
