@@ -200,6 +200,7 @@ class PixelBlend(Modulation):
 
     kind: ClassVar[str] = "pixel-blend"
     mask: Tensor  # [B, 1, H, W], 1 where the photograph stays
+    made_by: str = ""  # the method that added it, so that a second run replaces it
 
     def finish(self, image: Tensor, context: RenderContext, position: int) -> Tensor:
         source = context.inversion.image

@@ -121,6 +121,8 @@ def _modulation(item: Any, index: int, tensors: dict[str, Tensor]) -> Modulation
             values[field.name] = _take(tensors, name)
             continue
         if field.name not in plain:
+            if field.default is not dataclasses.MISSING:
+                continue  # written before there was such a field
             raise ValueError(f"{name} is missing")
         value = plain.pop(field.name)
         if get_origin(hint) is dict:

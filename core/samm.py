@@ -35,7 +35,6 @@ from .generator import FeatureHook, Generator, Noise, SynthesisHooks
 from .inversion import (
     FeatureWarp,
     Inversion,
-    Modulation,
     PixelBlend,
     RenderContext,
     combine_hooks,
@@ -47,6 +46,7 @@ from .superpixels import check_labels, mean_per_segment
 
 _LEVEL_KEY = re.compile(r"modulation\.(\d+)\.alignment\.body\.body\.0\.res_layer\.1\.weight")
 _OFFICIAL_RESOLUTIONS = (32, 64, 128, 256)
+_METHOD = "SAMM"
 SEGMENTS = 150  # superpixels of a picture, where masks are decided by them
 SEGMENT_THRESHOLD = 0.4  # mean of the mask from which a segment is kept; both by the IoU on occluded training people
 
@@ -525,9 +525,9 @@ def compose(
         mask = match_mask(mask.to(used), (size, size), len(inversion))
         used = merge_masks(used, mask, mask_mode)
     warps = [FeatureWarp(resolution, flows[resolution], masks[resolution]) for resolution in sorted(flows)]
-    modulations = (*inversion.modulations, *(warps if warp else []), PixelBlend(used))
+    modulations = (*inversion.modulations, *(warps if warp else []), PixelBlend(used, _METHOD))
     return Aligned(
-        dataclasses.replace(inversion, modulations=modulations, info={**inversion.info, "alignment": "SAMM"}),
+        dataclasses.replace(inversion, modulations=modulations, info={**inversion.info, "alignment": _METHOD}),
         dict(flows),
         dict(masks),
         predicted,
@@ -536,13 +536,11 @@ def compose(
 
 
 def without_alignment(inversion: Inversion) -> Inversion:
-    """The inversion without the warps of an earlier alignment and the blend right behind them, or behind a rectification
-    that was put between."""
-    kept: list[Modulation] = []
-    after_warp = False
-    for modulation in inversion.modulations:
-        warp = isinstance(modulation, FeatureWarp)
-        if not warp and not (after_warp and isinstance(modulation, PixelBlend)):
-            kept.append(modulation)
-        after_warp = warp or (after_warp and modulation.kind in ("rectification", "residual-transfer"))
+    """The inversion without the warps and the blend of an earlier alignment."""
+    kept = [
+        modulation
+        for modulation in inversion.modulations
+        if not isinstance(modulation, FeatureWarp)
+        and not (isinstance(modulation, PixelBlend) and modulation.made_by == _METHOD)
+    ]
     return dataclasses.replace(inversion, modulations=tuple(kept))

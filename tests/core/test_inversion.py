@@ -214,6 +214,17 @@ def in_item(index, **changes):
     return change
 
 
+def test_files_from_before_a_field_was_there_load_with_its_default(saved, inversion):
+    path, metadata, tensors = saved
+    items = json.loads(metadata["modulations"])
+    (blend,) = (item for item in items if item["kind"] == "pixel-blend")
+    assert blend["settings"].pop("made_by") == ""
+    save_file(tensors, path, metadata={**metadata, "modulations": json.dumps(items)})
+    loaded = Inversion.load(path, inversion.generator)
+    (blend,) = (m for m in loaded.modulations if m.kind == "pixel-blend")
+    assert blend.made_by == "" and [m.kind for m in loaded.modulations] == [item["kind"] for item in items]
+
+
 HEADER_DAMAGE = {
     "format_version": [("one", "invalid literal"), ("99", "written by a newer version")],
     "modulations": [

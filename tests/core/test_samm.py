@@ -265,6 +265,8 @@ def test_aligning_again_replaces_the_first_alignment(networks):
     rectifying = ResidualTransfer(blend.mask)
     between = dataclasses.replace(twice.inversion, modulations=(*aligned, rectifying, blend))
     assert without_alignment(between).modulations == (*inversion.modulations, rectifying)
+    blended = align(inversion, *networks[1:], warp=False)  # leaves no warp to be known by
+    assert without_alignment(blended.inversion).modulations == inversion.modulations
 
 
 def test_alignment_survives_a_file_and_inference_mode(networks, tmp_path):

@@ -118,7 +118,7 @@ def test_comes_closer_and_changes_nothing_it_was_given(run, generator, wire, smi
     assert all(torch.equal(before[name], value) for name, value in generator.generator.state_dict().items())
     parameters = list(generator.generator.parameters())
     assert all(p.grad is None and not p.requires_grad for p in parameters)
-    tensors = [t for m in refined.inversion.modulations for v in vars(m).values() if not isinstance(v, int)
+    tensors = [t for m in refined.inversion.modulations for v in vars(m).values() if isinstance(v, torch.Tensor | dict)
                for t in (v.values() if isinstance(v, dict) else [v])]  # fmt: skip
     assert tensors and not any(t.requires_grad for t in [refined.inversion.w_plus, *tensors])
 
