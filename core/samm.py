@@ -199,7 +199,7 @@ class AlignNet(nn.Module):
         generated, encoded = self.norm(generated), self.norm(encoded)
         x = self.body(torch.cat((generated - encoded, encoded), dim=1))  # [B, 3, r, r]
         x = torch.cat((torch.tanh(x[:, :2]) * self.warp_scale, torch.sigmoid(x[:, 2:])), dim=1)
-        x = upfirdn2d(x, pad=(2, 1))
+        x = upfirdn2d(x, pad=(2, 1)).float()  # autocast must not halve flows and masks, which add up
         return x[:, :2], x[:, 2:]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -51,14 +51,17 @@ def trained_for(method: str, generator: GeneratorWire, encoder: EncoderWire | No
         ModelNotFoundError: the network's file or its encoder is not there.
         UnsupportedModelError: the file holds something else.
     """
-    name = known_network(generator) if method == AUTOMATIC else None if method == PER_IMAGE else method
-    if name is None:
+    if method == PER_IMAGE:
         return None
+    place = known_network(generator) if method == AUTOMATIC else _models.resolve(method, _KIND)
+    if place is None:
+        return None
+    name = _models.listed_name(place, _KIND)
     with optimising():
-        loaded = _loaded(_models.resolve(name, _KIND), architecture="samm")
+        loaded = _loaded(place, architecture="samm")
         samm = cast(Samm, loaded.module)
         _check_generator(samm, loaded, name, generator)
-        named = _last_part(loaded.metadata.get("encoder"))
+        named = _models.last_part(loaded.metadata.get("encoder"))
         if encoder is None:
             network, called = _own_encoder(name, named, generator)
         else:
@@ -67,27 +70,15 @@ def trained_for(method: str, generator: GeneratorWire, encoder: EncoderWire | No
         samm.check_fit(generator.generator, network)
     except InvalidInputError as error:
         raise InvalidInputError(f"Encoder {called} does not belong to the SAMM network {name}. {error}") from error
-    other = encoder is not None and named is not None and _last_part(called) != named
+    other = encoder is not None and named is not None and _models.last_part(called) != named
     note = f"The network was trained with the encoder {named}, not with {called}: masks may be poor." if other else ""
     return Trained(samm, name, network, called, note)
 
 
-def known_network(generator: GeneratorWire) -> str | None:
+def known_network(generator: GeneratorWire) -> str | Path | None:
     """The first network on this machine that was made for a generator: bundled, downloaded, or a file that says so."""
-    entries = {entry.id: entry for entry in catalogue.load_catalogue() if entry.kind == _KIND}
-    for name in _models.found(_KIND):
-        entry, found = entries.get(name), _models.resolve(name, _KIND)
-        if isinstance(found, Path):
-            fits = _made_for(found, generator)
-        else:
-            assert entry is not None
-            path, problem = catalogue.locate(entry, verify=False)
-            own = entry.domain == generator.domain is not None
-            fits = path is not None and problem is None and own
-            fits = fits and entry.resolution in (None, generator.generator.resolution)
-        if fits:
-            return name
-    return None
+    network = generator.generator
+    return _models.network_of(_KIND, generator.domain, network.resolution, lambda facts: _made_for(facts, generator))
 
 
 def no_network(generator: GeneratorWire) -> str:
@@ -100,12 +91,9 @@ def no_network(generator: GeneratorWire) -> str:
     )
 
 
-def _made_for(path: Path, generator: GeneratorWire) -> bool:
+def _made_for(facts: Mapping[str, str], generator: GeneratorWire) -> bool:
     """Whether a file's header names this generator, or its domain and sizes."""
-    header = _models.header(path)
-    if header.get("architecture") != "samm":
-        return False
-    config = _models.configured(header)
+    config = _models.configured(facts)
     try:
         levels = dict(zip(config["resolutions"], config["channels"], strict=True))
     except (ValueError, LookupError, TypeError):
@@ -114,8 +102,8 @@ def _made_for(path: Path, generator: GeneratorWire) -> bool:
     channels = dict(zip(sizes.resolutions, sizes.channels, strict=True))
     if any(channels.get(resolution) != count for resolution, count in levels.items()):
         return False
-    own = {_last_part(generator.name), _last_part(None if generator.source is None else str(generator.source))}
-    return _last_part(header.get("generator")) in own - {None} or config.get("domain") == generator.domain is not None
+    named = _models.last_part(facts.get("generator")) in _models.names_of(generator)
+    return named or config.get("domain") == generator.domain is not None
 
 
 def _check_generator(samm: Samm, loaded: LoadedModel, name: str, generator: GeneratorWire) -> None:
@@ -168,8 +156,3 @@ def _loaded(found: str | Path, **options: Any) -> LoadedModel:
         return load_model(found, progress=progress(), check_interrupt=check_interrupt, **options)
     except CorruptFileError as error:
         raise CorruptFileError(f"{error} Choose {PER_IMAGE!r} to go on without it.") from error
-
-
-def _last_part(name: str | None) -> str | None:
-    """A file's name without its folders, in whatever system's writing; an id as it is."""
-    return re.split(r"[\\/]", name)[-1] if name else None

@@ -5,14 +5,18 @@ from __future__ import annotations
 import functools
 import json
 import os
-from collections.abc import Collection, Iterator, Mapping
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..core.errors import InvalidInputError, ModelNotFoundError
 from ..model_registry import LoadedModel, catalogue
 from ..model_registry.catalogue import BundledSource, CatalogueEntry, ManualSource
 from ._paths import inside, is_file
+
+if TYPE_CHECKING:
+    from ._types import GeneratorWire
 
 WEIGHT_SUFFIXES = frozenset({".pt", ".pth", ".pkl", ".ckpt", ".safetensors"})
 DIRECTION_SUFFIXES = frozenset({".pt", ".pth", ".npy", ".npz", ".safetensors"})
@@ -142,20 +146,59 @@ def made_for(kind: str, domain: str | None, name: str, resolution: int, spaces: 
     A catalogue entry of its domain and resolution, or else a file whose header says that it was trained for a generator
     of that name or domain. Latent spaces in the header must be some of `spaces`.
     """
+
+    def has_spaces(facts: Mapping[str, str]) -> bool:
+        return set(configured(facts).get("spaces", ())) <= set(spaces)
+
+    def says_so(facts: Mapping[str, str]) -> bool:
+        named = Path(facts.get("generator", "")).name == name or facts.get("domain") == domain is not None
+        return named and has_spaces(facts)
+
+    return network_of(kind, domain, resolution, says_so, has_spaces)
+
+
+def network_of(
+    kind: str,
+    domain: str | None,
+    resolution: int,
+    says_so: Callable[[Mapping[str, str]], bool],
+    allowed: Callable[[Mapping[str, str]], bool] = lambda facts: True,
+) -> str | Path | None:
+    """The first network of a kind on this machine that was made for a generator, as `resolve` gives it; None for none.
+
+    Args:
+        kind: of the catalogue.
+        domain, resolution: the generator's; a catalogue entry must have both, or leave the resolution open.
+        says_so: whether the header of a user's file names that generator.
+        allowed: whether the header of a catalogue entry's file speaks against it.
+    """
     for entry, path in _known(kind):
-        same = entry.domain is not None and entry.domain == domain and entry.resolution in (None, resolution)
-        if same and _has_spaces(header(path), spaces):
+        if entry.domain == domain is not None and entry.resolution in (None, resolution) and allowed(header(path)):
             return entry.id
-    for path in _own(kind):
-        facts = header(path)
-        trained_for = Path(facts.get("generator", "")).name
-        if (trained_for == name or facts.get("domain") == domain is not None) and _has_spaces(facts, spaces):
-            return path
-    return None
+    return next((path for path in _own(kind) if says_so(header(path))), None)
+
+
+def listed_name(place: str | Path, kind: str) -> str:
+    """What `choices` calls something that `resolve` gave."""
+    if isinstance(place, str):
+        return place
+    folders = [folder for folder in catalogue.model_dirs(kind) if place.is_relative_to(folder)]
+    return place.relative_to(folders[0]).as_posix() if folders else place.name
+
+
+def last_part(name: str | None) -> str | None:
+    """A file's name without its folders, in whatever system's writing; an id as it is."""
+    return re.split(r"[\\/]", name)[-1] if name else None
+
+
+def names_of(generator: GeneratorWire) -> set[str]:
+    """What a file may call a generator: its name, or what it was loaded from, without folders."""
+    names = (generator.name, None if generator.source is None else str(generator.source))
+    return {part for name in names if (part := last_part(name)) is not None}
 
 
 def all_fingerprints(kind: str) -> str:
-    """Changes when what `made_for` may find does."""
+    """Changes when what `network_of` may find does."""
     return "; ".join(file_fingerprint(path) for path in [*(path for _, path in _known(kind)), *_own(kind)])
 
 
@@ -174,10 +217,6 @@ def _own(kind: str) -> Iterator[Path]:
         for name in files_below(folder, {".safetensors"}):
             if header(folder / name).get("architecture") in _ARCHITECTURES[kind]:
                 yield folder / name
-
-
-def _has_spaces(facts: Mapping[str, str], spaces: Collection[str]) -> bool:
-    return set(configured(facts).get("spaces", ())) <= set(spaces)
 
 
 def _usable(entry: CatalogueEntry) -> bool:

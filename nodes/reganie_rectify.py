@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -16,7 +15,7 @@ from ..core.errors import GeneratorMismatchError, InvalidInputError, ModelNotFou
 from ..core.inversion import Inversion, PixelBlend, ResidualTransfer
 from ..core.refinement import Refinement, check_refinable
 from ..core.reganie import Rectification, Reganie, rectify
-from ..model_registry import LoadedModel, catalogue, load_model
+from ..model_registry import LoadedModel, load_model
 from . import _models
 from ._comfy import Progress, check_interrupt, io, optimising, progress, schema
 from ._drawing import draw
@@ -199,29 +198,16 @@ def trained_for(method: str, wire: InversionWire) -> Trained:
 
 def known_network(generator: GeneratorWire) -> str | Path | None:
     """The first network on this machine that was made for a generator: bundled, downloaded, or a file that says so."""
-    entries = {entry.id: entry for entry in catalogue.load_catalogue() if entry.kind == _KIND}
-    for name in _models.found(_KIND):
-        place = _models.resolve(name, _KIND)
-        if isinstance(place, Path):
-            fits = _made_for(place, generator)
-        else:
-            entry = entries[name]
-            path, problem = catalogue.locate(entry, verify=False)
-            fits = path is not None and problem is None and entry.domain == generator.domain is not None
-            fits = fits and entry.resolution in (None, generator.generator.resolution)
-        if fits:
-            return place
-    return None
+    network = generator.generator
+    return _models.network_of(_KIND, generator.domain, network.resolution, lambda facts: _made_for(facts, generator))
 
 
-def _made_for(path: Path, generator: GeneratorWire) -> bool:
+def _made_for(facts: Mapping[str, str], generator: GeneratorWire) -> bool:
     """Whether a file's header names this generator or its domain."""
-    header = _models.header(path)
-    if header.get("architecture") != "reganie":
-        return False
     # Of the training's own record; the header's domain may be that of the training pictures.
-    domain = _models.configured(header).get("domain")
-    return domain == generator.domain is not None or _last_part(header.get("generator")) in _names(generator)
+    domain = _models.configured(facts).get("domain")
+    named = _models.last_part(facts.get("generator")) in _models.names_of(generator)
+    return named or domain == generator.domain is not None
 
 
 def _check_generator(loaded: LoadedModel, name: str, generator: GeneratorWire) -> str:
@@ -237,8 +223,8 @@ def _check_generator(loaded: LoadedModel, name: str, generator: GeneratorWire) -
                 other.format(f"{domain} pictures, generator {generator.name} draws {generator.domain}")
             )
         return ""
-    named = _last_part(loaded.metadata.get("generator"))
-    if named is None or named in _names(generator):
+    named = _models.last_part(loaded.metadata.get("generator"))
+    if named is None or named in _models.names_of(generator):
         return ""
     if _models.check(named, "generator") is True:
         raise GeneratorMismatchError(other.format(f"generator {named}, not for {generator.name}"))
@@ -247,20 +233,10 @@ def _check_generator(loaded: LoadedModel, name: str, generator: GeneratorWire) -
 
 
 def _about_encoder(loaded: LoadedModel, inversion: Inversion) -> str:
-    named, own = _last_part(loaded.metadata.get("encoder")), _last_part(inversion.info.get("encoder"))
+    named, own = _models.last_part(loaded.metadata.get("encoder")), _models.last_part(inversion.info.get("encoder"))
     if named is None or own is None or named == own:
         return ""
     return f"The network was trained with inversions of {named}, these are of {own}: it may do less."
-
-
-def _names(generator: GeneratorWire) -> set[str | None]:
-    source = None if generator.source is None else str(generator.source)
-    return {_last_part(generator.name), _last_part(source)} - {None}
-
-
-def _last_part(name: str | None) -> str | None:
-    """A file's name without its folders, in whatever system's writing; an id as it is."""
-    return re.split(r"[\\/]", name)[-1] if name else None
 
 
 def _failures(inversion: Inversion) -> dict[int, str]:

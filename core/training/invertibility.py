@@ -70,7 +70,7 @@ from .common import (
 )
 from .encoder import deformed
 from .morphs import MIRRORED, MorphModel
-from .occluders import occlude
+from .occluders import occlude_some
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -267,13 +267,7 @@ def draw_pictures(morphs: MorphModel, resolution: int, chunk: int, settings: Lab
     image = deformed(
         morphs.render(codes, resolution), settings.deformation, step_generator(settings.seed, chunk, _DEFORM)
     ).clamp(-1, 1)
-    mask = torch.zeros_like(image[:, :1])
-    chosen = (torch.rand(settings.chunk, generator=objects) < settings.occluded_share).nonzero()[:, 0]
-    seeds = torch.randint(2**31 - 1, (settings.chunk,), generator=objects)[: len(chosen)].tolist()
-    if len(chosen):
-        rows = chosen.to(image.device)
-        drawn = occlude(image[rows], seeds, count=settings.objects)
-        image, mask = image.index_copy(0, rows, drawn.images), mask.index_copy(0, rows, drawn.masks)
+    image, mask, _ = occlude_some(image, settings.occluded_share, objects, count=settings.objects)
     return ((image + 1) * 127.5).round().byte().cpu(), (mask * 255).round().byte().cpu()
 
 

@@ -52,7 +52,7 @@ from .common import (
 )
 from .encoder import deformed
 from .morphs import MorphModel
-from .occluders import occlude
+from .occluders import occlude_some
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -250,12 +250,7 @@ class _Run:
         codes = self.morphs.draw_codes(size, random(_CODES)).to(self.accelerator.device)
         image = self.morphs.render(codes, self.generator.resolution)
         image = deformed(image, settings.deformation, random(_DEFORM)).clamp(-1, 1)
-        objects = random(_OBJECTS)
-        rows = (torch.rand(size, generator=objects) < settings.occluded_share).nonzero()[:, 0]
-        seeds = torch.randint(2**31 - 1, (size,), generator=objects)[: len(rows)].tolist()
-        if len(rows):
-            rows = rows.to(image.device)
-            image = image.index_copy(0, rows, occlude(image[rows], seeds, count=settings.objects).images)
+        image, _, _ = occlude_some(image, settings.occluded_share, random(_OBJECTS), count=settings.objects)
         taps: dict[str, Tensor] = {}
         with self.accelerator.autocast():
             w_plus = cast(Tensor, self.encoder(image, self.generator))

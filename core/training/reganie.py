@@ -63,7 +63,7 @@ from .common import (
 )
 from .encoder import deformed
 from .morphs import MorphModel
-from .occluders import occlude
+from .occluders import occlude_some
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -429,16 +429,11 @@ class _Run:
     def _portraits(self, count: int, random: Callable[[int], torch.Generator]) -> Tensor:
         """Morphs, most of them with objects, at the generator's size."""
         assert self.morphs is not None
-        settings, objects = self.settings, random(_OBJECTS)
+        settings = self.settings
         codes = self.morphs.draw_codes(count, random(_MORPHS)).to(self.accelerator.device)
         image = self.morphs.render(codes, self.generator.resolution)
         image = deformed(image, settings.deformation, random(_DEFORM)).clamp(-1, 1)
-        chosen = (torch.rand(count, generator=objects) < settings.occluded_share).nonzero()[:, 0]
-        seeds = torch.randint(2**31 - 1, (count,), generator=objects)[: len(chosen)].tolist()
-        if not len(chosen):
-            return image
-        rows = chosen.to(image.device)
-        return image.index_copy(0, rows, occlude(image[rows], seeds, count=settings.objects).images)
+        return occlude_some(image, settings.occluded_share, random(_OBJECTS), count=settings.objects)[0]
 
     def _drawn(self, pictures: _Pictures, batch: int) -> Triplets:
         """One triplet for each synthetic picture and portrait, drawn anew at each step."""

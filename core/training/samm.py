@@ -60,7 +60,7 @@ from .common import (
 from .encoder import Embedder, deformed
 from .images import FolderFiles, FolderImages, MorphImages, RealImages
 from .morphs import MorphModel
-from .occluders import occlude
+from .occluders import occlude_some
 from .samm_options import make_parser, settings_from
 from .samm_settings import SammTraining, paper_settings
 from .vgg19 import LAYERS, VGG19, weighted_l1
@@ -227,8 +227,6 @@ class _Run:
             for resolution in config.resolutions:
                 for norm in _last_norms(samm, resolution):
                     norm.weight[:2] = settings.flow_start
-        for resolution in config.resolutions:  # autocast must not halve flows and masks, which add up
-            samm.level(resolution).body.register_forward_hook(_in_full)
         self.samm = _channels_last(samm.to(device).train())
         self.average = copy.deepcopy(self.samm).eval().requires_grad_(False)
         last = [
@@ -334,20 +332,14 @@ class _Run:
 
     @torch.no_grad()
     def _batch(self, pictures: RealImages, random: Callable[[int], torch.Generator], size: int) -> _Batch:
-        settings, device, objects = self.settings, self.accelerator.device, random(_OBJECTS)
-        image = pictures.draw(size, random(_PICTURES)).to(device)
+        settings = self.settings
+        image = pictures.draw(size, random(_PICTURES)).to(self.accelerator.device)
         image = deformed(image, settings.deformation, random(_DEFORM)).clamp(-1, 1)
-        mask = torch.zeros_like(image[:, :1])
-        chosen = (torch.rand(size, generator=objects) < settings.occluded_share).nonzero()[:, 0]
-        seeds = torch.randint(2**31 - 1, (size,), generator=objects)[: len(chosen)].tolist()
-        if len(chosen):
-            rows = chosen.to(device)
-            occluded = occlude(image[rows], seeds, count=settings.objects)
-            image, mask = image.index_copy(0, rows, occluded.images), mask.index_copy(0, rows, occluded.masks)
+        image, mask, occluded = occlude_some(image, settings.occluded_share, random(_OBJECTS), count=settings.objects)
         with self.accelerator.autocast():
             w_plus = cast(Tensor, self.encoder(image, self.generator, settings.encoder_iterations))
             features = self.encoder.features(image, self.generator, settings.encoder_iterations)
-        known = None if settings.clean_pictures else chosen.to(device)
+        known = None if settings.clean_pictures else occluded
         return _Batch(image, mask, known, w_plus.float(), [feature.float() for feature in features])
 
     def _blended(
@@ -454,11 +446,6 @@ class _Run:
             sheet = F.interpolate(sheet, size=_SHEET_SIDE, mode="bilinear", antialias=True)
         write_sheet(sheet, path, columns=_HELD_OUT)
         return found
-
-
-def _in_full(module: nn.Module, given: Any, found: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    """A forward hook of `AlignNet`: flow and mask in float32."""
-    return found[0].float(), found[1].float()
 
 
 def _last_norms(samm: Samm, resolution: int) -> list[nn.InstanceNorm2d]:

@@ -8,6 +8,6 @@ The modules, each importing only those before it: `textures` (seeded numbers, ma
 light), `lettering`; the drawings `headwear`, `wear`, `hands`, `overlays`, `scene`; `compose`.
 """
 
-from .compose import OCCLUDER_KINDS, SHADOW_THRESHOLD, Occluded, occlude
+from .compose import OCCLUDER_KINDS, SHADOW_THRESHOLD, Occluded, occlude, occlude_some
 
-__all__ = ["OCCLUDER_KINDS", "SHADOW_THRESHOLD", "Occluded", "occlude"]
+__all__ = ["OCCLUDER_KINDS", "SHADOW_THRESHOLD", "Occluded", "occlude", "occlude_some"]

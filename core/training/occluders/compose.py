@@ -79,6 +79,30 @@ class Occluded:
 
 
 @torch.no_grad()
+def occlude_some(
+    images: Tensor, share: float, random: torch.Generator, *, count: tuple[int, int] = (1, 2)
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Draws objects onto a random part of the pictures, as trainers want them.
+
+    Args:
+        images: [B, 3, S, S] in [-1, 1], FFHQ crops.
+        share: probability, for each picture, that it gets objects.
+        random: on the CPU; decides which pictures and gives the seeds.
+        count: least and greatest number of objects in such a picture.
+
+    Returns:
+        Pictures [B, 3, S, S]; the coverage by objects [B, 1, S, S], 0 in pictures without; rows of those with, int64.
+    """
+    masks = torch.zeros_like(images[:, :1])
+    rows = (torch.rand(len(images), generator=random) < share).nonzero()[:, 0].to(images.device)
+    seeds = torch.randint(2**31 - 1, (len(images),), generator=random)[: len(rows)].tolist()
+    if not seeds:
+        return images, masks, rows
+    drawn = occlude(images[rows], seeds, count=count)
+    return images.index_copy(0, rows, drawn.images), masks.index_copy(0, rows, drawn.masks), rows
+
+
+@torch.no_grad()
 def occlude(
     images: Tensor,
     seeds: Sequence[int],
