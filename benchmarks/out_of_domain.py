@@ -76,6 +76,7 @@ def alarms(models: Models, count: int) -> dict[str, float]:
             f"SAMM N={n}": lambda inv, n=n: align(inv, models.encoder, models.samm, iterations=n).mask
             for n in (1, 2, 3)
         },
+        "SAMM N=2, mask_threshold 0.3": lambda inv: align(inv, models.encoder, models.samm, mask_threshold=0.3).mask,
         "SAM map": lambda inv: models.sam_map(inv.image),
     }
     found: dict[str, float] = {}
@@ -94,13 +95,9 @@ def alarms(models: Models, count: int) -> dict[str, float]:
     few = sample(models.generator, list(range(_SMALL)), 1.0)
     with torch.no_grad():
         image = models.generator.synthesis(few).clamp(-1, 1)
-    aligned = align_image(models.inverted(image), ImageAlignmentConfig(), distance=_weighted(models))
+    aligned = align_image(models.inverted(image), ImageAlignmentConfig(), distance=models.distance)
     found[f"SAMM per image, psi 1, e4e, {_SMALL} samples"] = float(aligned.mask.mean())
     return found
-
-
-def _weighted(models: Models) -> Callable[[Tensor, Tensor], Tensor]:
-    return lambda a, b: 0.2 * models.distance(a, b)
 
 
 def iterations(models: Models, people: Tensor, path: Path) -> dict[str, float]:

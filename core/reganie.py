@@ -61,6 +61,7 @@ class ReganieConfig:
     # so that a small difference modulates little.
     code_scale: str = "unit"
     residual: bool = False  # the generator's picture is added to the primary one in place of standing for itself
+    global_first: bool = False  # in each block the first convolution takes the global code, the second the spatial one
     domain: str | None = None
 
     def __post_init__(self) -> None:
@@ -125,8 +126,8 @@ class ReganieConfig:
 
         Args:
             tensors: by the names of `Reganie.state_dict`.
-            known: fields that shapes do not show (resolution, code_scale, residual, domain); None counts as absent.
-                Without a resolution, codes are taken for 32x32.
+            known: fields that shapes do not show (resolution, code_scale, residual, global_first, domain); None counts as
+                absent. Without a resolution, codes are taken for 32x32.
 
         Raises:
             UnsupportedModelError: no such network, or an incomplete one.
@@ -294,12 +295,14 @@ class SGConv(nn.Module):
 
 
 class SGBlock(nn.Module):
-    """A convolution modulated by the spatial code, one modulated by the global code, and a skip beside them."""
+    """A convolution modulated by the spatial code, one by the global code (or in the other order), and a skip beside them."""
 
     def __init__(self, in_channels: int, out_channels: int, config: ReganieConfig, up: bool) -> None:
         super().__init__()
-        self.conv0 = SGConv(in_channels, out_channels, config.spatial_channels, up)
-        self.conv1 = SGConv(out_channels, out_channels, config.global_channels, gain=RESIDUAL_GAIN)
+        self.global_first = config.global_first
+        first, second = (config.spatial_channels, config.global_channels)[:: -1 if self.global_first else 1]
+        self.conv0 = SGConv(in_channels, out_channels, first, up)
+        self.conv1 = SGConv(out_channels, out_channels, second, gain=RESIDUAL_GAIN)
         wider = in_channels != out_channels
         self.skip = EncoderConv(in_channels, out_channels, 1, gain=RESIDUAL_GAIN) if wider else None
         self.up = up
@@ -309,7 +312,8 @@ class SGBlock(nn.Module):
         skip = x * RESIDUAL_GAIN if self.skip is None else self.skip(x)
         if self.up:
             skip = F.interpolate(skip, scale_factor=2, mode="bilinear", align_corners=False)
-        return self.conv1(self.conv0(x, spatial), global_) + skip
+        first, second = (global_, spatial) if self.global_first else (spatial, global_)
+        return self.conv1(self.conv0(x, first), second) + skip
 
 
 class Reganie(nn.Module):

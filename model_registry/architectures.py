@@ -293,7 +293,7 @@ def build_multilayer_encoder(state: CanonicalState) -> MultilayerEncoder:
 
 def build_reganie(state: CanonicalState) -> Reganie:
     """A rectifying network that uses the given tensors themselves."""
-    known = ("resolution", "code_scale", "residual", "domain")
+    known = ("resolution", "code_scale", "residual", "global_first", "domain")
     config = ReganieConfig.from_state_dict(state.tensors, **{name: state.options.get(name) for name in known})
     with skeleton():
         module = Reganie(config)

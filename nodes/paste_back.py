@@ -84,7 +84,8 @@ class GANInversionPasteBack(io.ComfyNode):
                     default=_WHOLE,
                     optional=True,
                     tooltip="How much of the crop may change: all of it, or an oval from brows to chin, which leaves hair "
-                    "and background alone (for smiles and other edits of the face itself). Joins a mask, if there is one.",
+                    "and background alone (for smiles and other edits of the face itself). With a mask too, only what "
+                    "lies in both changes.",
                 ),
             ],
             outputs=[

@@ -169,7 +169,7 @@ class GANInversionPredictInvertibility(io.ComfyNode):
                     tooltip="For measuring: of the inversion in each of the five spaces. 20 is rough, above 100 errors "
                     "shrink and tau should too. Time grows in proportion.",
                 ),
-                distance_input(f"For measuring: what an error is. {DISTANCE_TOOLTIP}"),
+                distance_input(f"For measuring only; a trained predictor has learned its own. {DISTANCE_TOOLTIP}"),
                 seed_input("For measuring: of the codes that tell which ones are usual."),
             ],
             outputs=[

@@ -632,6 +632,9 @@ def main(argv: Sequence[str], registry: DirectionRegistry) -> Path | str:
     sizes.add_argument("--generator-widths", type=int, nargs="+")
     sizes.add_argument("--code-scale", choices=("unit", "rms", "free"))
     sizes.add_argument(
+        "--global-first", action="store_true", default=None, help="the spatial code second in each block"
+    )
+    sizes.add_argument(
         "--residual",
         action=argparse.BooleanOptionalAction,
         default=None,
@@ -648,7 +651,7 @@ def main(argv: Sequence[str], registry: DirectionRegistry) -> Path | str:
         defaults, batch=options.batch or defaults.batch, **{name: getattr(options, name) for name in names}
     )
     ablations = ("spatial_channels", "global_channels", "base_blocks", "encoder_widths", "generator_widths")
-    changes = {name: getattr(options, name) for name in (*ablations, "code_scale", "residual")}
+    changes = {name: getattr(options, name) for name in (*ablations, "code_scale", "global_first", "residual")}
     changes = {name: value for name, value in changes.items() if value is not None}
     accelerator = make_accelerator(options.device, options.mixed_precision)
     distance: Distance | None = None

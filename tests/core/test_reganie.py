@@ -89,6 +89,19 @@ def test_default_sizes_are_the_papers():
     assert network(x, x).shape == x.shape
 
 
+def test_global_code_first():
+    network = make_network(dataclasses.replace(TINY, global_first=True))
+    assert network.ups[0].conv0.affine.weight.shape == (8, 7)
+    x, difference = torch.rand(1, 3, 32, 32), torch.rand(1, 3, 32, 32)
+    spatial, global_ = network.codes(difference)
+    found = network.ups[0](network.primary(x), spatial, global_)
+    block = network.ups[0]
+    skip = F.interpolate(network.primary(x) * block.conv1.gain / math.sqrt(2), scale_factor=2, mode="bilinear")
+    expected = block.conv1(block.conv0(network.primary(x), global_), spatial) + skip
+    torch.testing.assert_close(found, expected)
+    assert network(x, difference).shape == x.shape
+
+
 def test_slim_network_is_small_at_every_size():
     for size, side in ((64, 16), (128, 16), (256, 16)):
         with skeleton():
@@ -201,7 +214,7 @@ def test_wrong_sizes_are_refused(network):
 
 
 def test_saved_network_loads_with_what_shapes_do_not_show(tmp_path):
-    config = dataclasses.replace(TINY, residual=True, code_scale="rms", domain="portraits")
+    config = dataclasses.replace(TINY, residual=True, code_scale="rms", global_first=True, domain="portraits")
     network = make_network(config)
     path = save_model(network, tmp_path / "r.safetensors")
     loaded = load_model(path)
@@ -209,7 +222,9 @@ def test_saved_network_loads_with_what_shapes_do_not_show(tmp_path):
     x = torch.randn(1, 3, 32, 32)
     assert torch.equal(loaded.module(x, x), network(x, x))
     bare = ReganieConfig.from_state_dict(network.state_dict())
-    assert bare == dataclasses.replace(config, resolution=128, residual=False, code_scale="unit", domain=None)
+    assert bare == dataclasses.replace(
+        config, resolution=128, residual=False, code_scale="unit", global_first=False, domain=None
+    )
     state = network.state_dict()
     with safe_open(path, "pt") as file:
         header = file.metadata()
