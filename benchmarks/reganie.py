@@ -2,8 +2,8 @@
 
     python benchmarks/reganie.py --portraits PORTRAITS --runs RUNS --out FOLDER [--only ablation pose] [--steps 400]
 
-ablation: the same short training at a small size for each choice; PSNR of held-out pictures, kept as the run's checkpoints
-in RUNS. pose: test people, plain and behind objects, at yaw -2, 0 and 2; photograph, plain edit and ReGANIE's, 4x.
+ablation: the same short training for each choice; PSNR of held-out pictures. RUNS keeps the checkpoints.
+pose: test people, plain and behind objects, at yaw -2, 0 and 2; photograph, plain edit and ReGANIE's, enlarged 4x.
 """
 
 from __future__ import annotations
@@ -29,9 +29,11 @@ from gan_inversion.core.training.reganie import BUNDLED_DIRECTIONS, ReganieTrain
 from gan_inversion.model_registry import load_direction, load_model
 
 HELD_OUT = ("portraits-smile", "portraits-short-hair")
-# What differs from `ReganieConfig.slim`.
-CHOICES: dict[str, dict[str, Any]] = {
-    "slim": {},
+_SMALL = {"encoder_widths": (32, 64, 160), "spatial_channels": 48, "base_blocks": 1, "generator_widths": (96, 32)}
+_COARSE = {"encoder_widths": (16, 32, 64, 160), "generator_widths": (96, 48, 32), "spatial_channels": 48}
+# What differs from `_SMALL`, and from `ReganieConfig.slim`.
+SMALL: dict[str, dict[str, Any]] = {
+    "16x16 codes at 64 px": {},
     "code scale unit": {"code_scale": "unit"},
     "code scale free": {"code_scale": "free"},
     "not residual": {"residual": False},
@@ -42,24 +44,32 @@ CHOICES: dict[str, dict[str, Any]] = {
     "32 global channels": {"global_channels": 32},
     "global code first": {"global_first": True},
 }
+LARGE: dict[str, dict[str, Any]] = {
+    "32x32 codes at 128 px": {"base_blocks": 1},
+    "16x16 codes at 128 px": {**_COARSE, "base_blocks": 1},
+    "32x32 codes at 128 px, two base blocks": {},
+}
+CONFIGS = {name: ReganieConfig.slim(64, **{**_SMALL, **changes}) for name, changes in SMALL.items()} | {
+    name: ReganieConfig.slim(128, **changes) for name, changes in LARGE.items()
+}
 YAWS = (-2.0, 0.0, 2.0)
 ENLARGED = 4
 
 
-def ablation(portraits: Path, runs: Path, steps: int, size: int, only: list[str]) -> dict[str, dict[str, float]]:
+def ablation(portraits: Path, runs: Path, steps: int, only: list[str]) -> dict[str, dict[str, float]]:
     """PSNR by choice, of the averaged network after `steps`, and seconds of training."""
     generator, encoder = load_model("portraits").module, load_model("portraits-e4e").module
     taught = [load_direction(name) for name in BUNDLED_DIRECTIONS if name not in HELD_OUT]
     settings = ReganieTraining(steps=steps, batch=4, final_learning_rate=0.05, adversarial=0.0, uses=8, ema_decay=0.98)
     trunk = load_model("portraits-perceptual").module.eval().requires_grad_(False)
     morphs, found = load_morphs(portraits, runs), {}
-    for name, changes in CHOICES.items():
+    for name, config in CONFIGS.items():
         if only and name not in only:
             continue
         out, begun = runs / f"ablation-{name.replace(' ', '-')}", time.process_time()
         train(
-            generator, encoder, families_of(generator, taught), out, settings, ReganieConfig.slim(size, **changes),
-            morphs=morphs, held_out=[load_direction(name) for name in HELD_OUT], distance=trunk_distance(trunk),
+            generator, encoder, families_of(generator, taught), out, settings, config, morphs=morphs,
+            held_out=[load_direction(name) for name in HELD_OUT], distance=trunk_distance(trunk),
         )  # fmt: skip
         with (out / "held-out.csv").open(newline="") as file:
             last = list(csv.DictReader(file))[-1]
@@ -97,12 +107,11 @@ def main() -> None:
     parser.add_argument("--model", default="portraits-reganie")
     parser.add_argument("--people", type=int, default=3)
     parser.add_argument("--steps", type=int, default=400)
-    parser.add_argument("--size", type=int, default=64)
     options = parser.parse_args()
     keep_freed_memory()
     options.out.mkdir(parents=True, exist_ok=True)
     if "ablation" in options.only:
-        found = ablation(options.portraits, options.runs, options.steps, options.size, options.choices)
+        found = ablation(options.portraits, options.runs, options.steps, options.choices)
         (options.out / "results.json").write_text(json.dumps(found, indent=1))
     if "pose" in options.only:
         pose(options.portraits, options.model, options.out / "pose.png", options.people)

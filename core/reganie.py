@@ -97,26 +97,24 @@ class ReganieConfig:
 
     @staticmethod
     def slim(resolution: int = 128, **changes: Any) -> ReganieConfig:
-        """A small network for 64, 128 or 256 px: f_x of 16x16 (3 downsamplings at 128 px).
+        """A small network for 64, 128 or 256 px, with the paper's 32x32 codes (2 downsamplings at 128 px).
 
-        The paper's 16 pixels to a side of one code position would leave 8x8 codes of a 128 px picture, in which an eye is
-        one position. It is residual: an encoder of a small domain already draws the generator's own pictures closer
-        (31 dB, portraits) than a small autoencoder learns to within hours. Its codes are scaled to "rms",
-        with which it learns soonest.
+        The paper's number of downsamplings would leave 8x8 codes of a 128 px picture, in which an eye is one position. It
+        is residual: an encoder of a small domain already draws the generator's own pictures closer (31 dB, portraits)
+        than a small autoencoder learns to within hours. Its codes are scaled to "rms", with which it learns soonest.
         """
-        count = max(1, int(math.log2(resolution)) - 4)
-        finest = {1: 64, 2: 32, 3: 16}.get(count, 16)
-        widths = tuple(min(finest << level, 128) for level in range(count))
+        count = max(1, int(math.log2(resolution)) - 5)
+        finest = {1: 64, 2: 32}.get(count, 16)
+        widths = tuple(min(finest << level, 128) for level in range(count + 1))
         sizes: dict[str, Any] = {
             "resolution": resolution,
-            "encoder_widths": (*widths, 160),
-            "spatial_channels": 48,
+            "encoder_widths": widths,
+            "spatial_channels": 32,
             "global_widths": (128, 128),
             "global_channels": 128,
-            "base_blocks": 1,
             "code_scale": "rms",
             "residual": True,
-            "generator_widths": (*(min(width * 3 // 2, 128) for width in widths[:0:-1]), 32),
+            "generator_widths": (*widths[1:-1][::-1], 32),
         }
         return ReganieConfig(**{**sizes, **changes})
 

@@ -46,6 +46,7 @@ EXTRA_NAMES = (
     "background_g",
     "background_b",
 )
+_POSE_AND_LIGHT = 6  # of them, before the background
 
 
 @dataclass(frozen=True)
@@ -264,7 +265,7 @@ class MorphModel:
                 base = part * self.entries
                 codes[row].index_add_(0, base + self.neutral_of[persons], weights * (1 - s))
                 codes[row].index_add_(0, base + self.smiling_of[persons].clamp(min=0), weights * s)
-        signed = uniform(count, 6) * 2 - 1
+        signed = uniform(count, _POSE_AND_LIGHT) * 2 - 1
         scales = torch.tensor(
             [config.yaw, config.pitch, config.light_side, config.brightness, config.warmth, config.contrast]
         )
@@ -275,6 +276,22 @@ class MorphModel:
         own = uniform(count, 1) < config.own_background
         codes[:, 2 * self.entries :] = torch.cat((extras, torch.where(own, studio, colour)), dim=1)
         return codes
+
+    def draw_edits(self, codes: Tensor, generator: torch.Generator, amount: float) -> Tensor:
+        """Codes [B, code_dim] with shape, pose and light moved towards those of other morphs; texture and background stay.
+
+        Args:
+            codes: as `draw_codes` gives them.
+            generator: on the CPU.
+            amount: greatest part of the way, 0..1; drawn for each picture, once for the shape and once for pose and light.
+        """
+        others = self.draw_codes(len(codes), generator).to(codes)
+        shape, light = amount * torch.rand(2, len(codes), 1, generator=generator).to(codes)
+        n = self.entries
+        parts = [codes[:, :n], codes[:, n : 2 * n].lerp(others[:, n : 2 * n], shape)]
+        pose = slice(2 * n, 2 * n + _POSE_AND_LIGHT)
+        parts += [codes[:, pose].lerp(others[:, pose], light), codes[:, 2 * n + _POSE_AND_LIGHT :]]
+        return torch.cat(parts, dim=1)
 
     def _mix(self, generator: torch.Generator, config: MorphConfig) -> tuple[Tensor, Tensor]:
         people = int(torch.randint(1, config.max_people + 1, (1,), generator=generator))

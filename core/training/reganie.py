@@ -9,7 +9,7 @@ distance and a non-saturating discriminator with R1 (StyleGAN2's, without miniba
 The paper's editor (DyStyle) is not available. Edits here are mixes of given directions, of SeFa's and of principal
 components of w, at random strengths, part of them on a random range of rows.
 Ours: with `portraits`, a share of the pictures are morphs with drawn objects, which an encoder meets among photographs
-and a generator's own pictures never show; nothing is known of their edits, so that they give (X - X^, X^, X) alone.
+and a generator's own pictures never show; their edits are those of the morph (shape, pose, light), the objects stay.
 Further: style mixing; averaged weights; lazy R1; X and Y are clamped to -1..1, as photographs are. Options, off by
 default: pictures that serve several steps (`uses`), each time in another triplet and half of the time mirrored; a late
 start of the discriminator; a falling learning rate.
@@ -108,6 +108,7 @@ class ReganieTraining:
     occluded_share: float = 0.85  # of those: with objects
     objects: tuple[int, int] = (1, 2)  # in such a picture
     deformation: float = 0.02  # of the faces, see `encoder.deformed`
+    portrait_edits: float = 1.0  # greatest edit of a portrait, see `MorphModel.draw_edits`
     style_mixing: float = 0.5  # of the codes: fine rows from another z
     terms: tuple[int, int] = (1, 3)  # directions in one edit
     some_rows: float = 0.5  # probability that a direction acts on a random range of rows, not on its own
@@ -202,11 +203,10 @@ class Triplets:
 
 @dataclass(frozen=True)
 class _Pictures:
-    """Synthetic ones first, then their edits, then portraits."""
+    """Synthetic ones and portraits, then their edits in the same order."""
 
-    image: Tensor  # [N, 3, R, R] in [-1, 1], at the network's size
+    image: Tensor  # [2 N, 3, R, R] in [-1, 1], at the network's size
     hat: Tensor  # the same, inverted
-    synthetic: int
 
 
 def train(
@@ -388,19 +388,21 @@ class _Run:
             portraits = int(wanted + torch.rand((), generator=self.random(_SHARE, step)).item())  # right on average
             portraits = min(portraits, settings.batch)
         count = settings.batch - portraits
-        drawn = []
+        originals, edits = [], []
         if count:
             w_plus = self._codes(count, step)
-            edited = self.editor(w_plus, self.random(_EDITS, step))
-            drawn.append(self._draw(torch.cat((w_plus, edited))).clamp(-1, 1))
+            originals.append(self._draw(w_plus).clamp(-1, 1))
+            edits.append(self._draw(self.editor(w_plus, self.random(_EDITS, step))).clamp(-1, 1))
         if portraits:
-            drawn.append(self._portraits(portraits, lambda stream: self.random(stream, step)))
-        return self._inverted(torch.cat(drawn), count)
+            own, edited = self._portraits(portraits, lambda stream: self.random(stream, step))
+            originals.append(own)
+            edits.append(edited)
+        return self._inverted(torch.cat((*originals, *edits)))
 
-    def _inverted(self, image: Tensor, synthetic: int) -> _Pictures:
+    def _inverted(self, image: Tensor) -> _Pictures:
         hat, side = self._draw(self._encoded(image)), (self.average.config.resolution,) * 2
         image, hat = (resized(x, side).contiguous(memory_format=torch.channels_last) for x in (image, hat))
-        return _Pictures(image, hat, synthetic)
+        return _Pictures(image, hat)
 
     def _codes(self, count: int, step: int) -> Tensor:
         generator, device = self.generator, self.accelerator.device
@@ -426,23 +428,26 @@ class _Run:
             ]
         return torch.cat(parts)
 
-    def _portraits(self, count: int, random: Callable[[int], torch.Generator]) -> Tensor:
-        """Morphs, most of them with objects, at the generator's size."""
+    def _portraits(self, count: int, random: Callable[[int], torch.Generator]) -> tuple[Tensor, Tensor]:
+        """Morphs, most of them with objects, at the generator's size, and edits of them with the same objects."""
         assert self.morphs is not None
-        settings = self.settings
-        codes = self.morphs.draw_codes(count, random(_MORPHS)).to(self.accelerator.device)
-        image = self.morphs.render(codes, self.generator.resolution)
-        image = deformed(image, settings.deformation, random(_DEFORM)).clamp(-1, 1)
-        return occlude_some(image, settings.occluded_share, random(_OBJECTS), count=settings.objects)[0]
+        morphs, settings, drawing = self.morphs, self.settings, random(_MORPHS)
+        codes = morphs.draw_codes(count, drawing).to(self.accelerator.device)
+        edited = morphs.draw_edits(codes, drawing, settings.portrait_edits)
+
+        def photographed(codes: Tensor) -> Tensor:
+            image = morphs.render(codes, self.generator.resolution)
+            image = deformed(image, settings.deformation, random(_DEFORM)).clamp(-1, 1)
+            return occlude_some(image, settings.occluded_share, random(_OBJECTS), count=settings.objects)[0]
+
+        return photographed(codes), photographed(edited)
 
     def _drawn(self, pictures: _Pictures, batch: int) -> Triplets:
-        """One triplet for each synthetic picture and portrait, drawn anew at each step."""
-        count, random = pictures.synthetic, self.random(_TRIPLETS)
-        kinds = torch.randint(3, (count,), generator=random)
-        own, first = torch.arange(count), torch.arange(2 * count, count + batch)
-        edit = own + count
-        wanted = torch.cat((torch.where(kinds == 1, edit, own), first)).to(pictures.image.device)
-        seen = torch.cat((torch.where(kinds == 0, edit, own), first)).to(pictures.image.device)
+        """One triplet for each picture, drawn anew at each step."""
+        kinds = torch.randint(3, (batch,), generator=self.random(_TRIPLETS))
+        own = torch.arange(batch)
+        wanted = torch.where(kinds == 1, own + batch, own).to(pictures.image.device)
+        seen = torch.where(kinds == 0, own + batch, own).to(pictures.image.device)
         missing = pictures.image[seen] - pictures.hat[seen]
         found = [missing, pictures.hat[wanted], pictures.image[wanted]]
         if self.settings.uses > 1:
@@ -487,7 +492,8 @@ class _Run:
     def samples(self, path: Path) -> dict[str, float]:
         """Unseen pictures, plain, rectified, edited by a held-out direction, and that rectified. Figures of the average.
 
-        Where the pictures are the generator's own, the true edit is known: "edited" figures compare with it.
+        "edited" figures compare with the true edit: of the generator's own pictures by those directions, of portraits by
+        the morph, whose inversion stands for the edited one.
         """
         held = lambda stream: step_generator(12345, 0, stream)  # noqa: E731
         portraits = _HELD_OUT // 2 if self.morphs is not None else 0
@@ -495,9 +501,14 @@ class _Run:
         z = torch.randn(count, self.generator.config.z_dim, generator=held(_Z)).to(self.accelerator.device)
         codes = self.generator.broadcast(self.generator.mapping(z))
         image = self._draw(codes).clamp(-1, 1)
-        if portraits:
-            image = torch.cat((image, self._portraits(portraits, held)))
         found: dict[str, float] = {}
+        if portraits:
+            pair = self._portraits(portraits, held)
+            image = torch.cat((image, pair[0]))
+            known = self._inverted(torch.cat(pair))
+            moved = self.average(known.hat[portraits:], known.image[:portraits] - known.hat[:portraits])
+            for name, pictures in (("edited_plain", known.hat[portraits:]), ("edited", moved)):
+                found[f"portraits_{name}"] = psnr(pictures.clamp(-1, 1), known.image[portraits:]).mean().item()
         plain = Inversion(image, self._encoded(image), self.generator)
         rectified = rectify(plain, self.average)
         rows = [image, render(plain), render(rectified)]

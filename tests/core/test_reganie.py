@@ -103,7 +103,7 @@ def test_global_code_first():
 
 
 def test_slim_network_is_small_at_every_size():
-    for size, side in ((64, 16), (128, 16), (256, 16)):
+    for size, side in ((32, 16), (64, 32), (128, 32), (256, 32)):
         with skeleton():
             network = Reganie(ReganieConfig.slim(size))
         assert network.config.code_side == side

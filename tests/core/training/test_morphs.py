@@ -57,6 +57,18 @@ def test_background_colour_shows_only_outside_the_person(bank):
     torch.testing.assert_close(image[..., 40:], bank.render(one_code(bank, 0, 0), 64)[..., 40:])
 
 
+def test_edits_of_codes_move_shape_pose_and_light_alone(bank):
+    random = torch.Generator().manual_seed(4)
+    codes, n = bank.draw_codes(16, random), bank.entries
+    edited = bank.draw_edits(codes, random, 0.5)
+    assert torch.equal(edited[:, :n], codes[:, :n]) and torch.equal(edited[:, -3:], codes[:, -3:])
+    assert (edited[:, n:-3] != codes[:, n:-3]).any(dim=1).all()
+    torch.testing.assert_close(edited[:, n : 2 * n].sum(dim=1), torch.ones(16))
+    kept = torch.minimum(edited, codes)[:, n : 2 * n].sum(dim=1)
+    assert (kept >= 0.5 - 1e-5).all() and kept.min() < 0.7  # at most half of the way
+    assert torch.equal(bank.draw_edits(codes, random, 0.0), codes)
+
+
 def test_drawn_codes_are_mixes(bank):
     codes = bank.draw_codes(64, torch.Generator().manual_seed(1))
     again = bank.draw_codes(64, torch.Generator().manual_seed(1))

@@ -13,7 +13,7 @@ from gan_inversion.core.errors import InvalidInputError
 from gan_inversion.core.generator import Generator, GeneratorConfig
 from gan_inversion.core.reganie import ReganieConfig
 from gan_inversion.core.training import reganie as training
-from gan_inversion.core.training.common import load_checkpoint, make_accelerator
+from gan_inversion.core.training.common import load_checkpoint, make_accelerator, step_generator
 from gan_inversion.core.training.reganie import Editor, ReganieTraining, dry_run, families_of, train
 from gan_inversion.model_registry.loading import save_model
 
@@ -68,7 +68,8 @@ def test_a_run_that_was_stopped_ends_in_the_same_weights(bank, networks, familie
     states = [load_checkpoint(tmp_path / name / "checkpoint.pt") for name in ("straight", "stopped")]
     assert same(*states) and states[0]["step"] == 3
     rows = (tmp_path / "straight" / "held-out.csv").read_text().splitlines()
-    names = ["edited", "edited_plain", "plain", "portraits_plain", "portraits_rectified", "rectified"]
+    portraits = [f"portraits_{name}" for name in ("edited", "edited_plain", "plain", "rectified")]
+    names = ["edited", "edited_plain", "plain", *portraits, "rectified"]
     assert rows[0].split(",") == ["step", *(f"psnr_{name}" for name in names)] and len(rows) == 2
     assert (tmp_path / "straight" / "samples-000003.png").is_file()
     with pytest.raises(InvalidInputError, match="another folder"):
@@ -86,30 +87,37 @@ def test_training_reduces_the_error(networks, families, residual):
 
 
 def test_triplets_are_the_papers(bank, networks, families):
-    """Each is one of the three, found by comparing with all pictures of the step; portraits give the third alone."""
+    """Each is one of the three, found by comparing with all pictures of the step."""
     run = new_run(networks, families, dataclasses.replace(SMALL, batch=6, uses=1), morphs=bank)
     seen = set()
     for step in range(6):
         run.step = step
         triplets, pictures = run.triplets(), run._prepared[1]
-        count = pictures.synthetic
-        assert len(pictures.image) == 2 * count + (6 - count) and 0 < count < 6
+        assert len(pictures.image) == 12
         missing = pictures.image - pictures.hat
-        for row in range(6):
-            own, edit = (row, row + count) if row < count else (row + count, None)
-            options = {"itself": (own, own, own)}
-            if edit is not None:
-                options |= {"edited difference": (edit, own, own), "edited primary": (own, edit, edit)}
+        for own in range(6):
+            edit = own + 6
+            options = {"itself": (own, own, own), "difference": (edit, own, own), "primary": (own, edit, edit)}
             fits = [
                 name
                 for name, (d, p, w) in options.items()
-                if torch.equal(triplets.difference[row], missing[d])
-                and torch.equal(triplets.primary[row], pictures.hat[p])
-                and torch.equal(triplets.wanted[row], pictures.image[w])
+                if torch.equal(triplets.difference[own], missing[d])
+                and torch.equal(triplets.primary[own], pictures.hat[p])
+                and torch.equal(triplets.wanted[own], pictures.image[w])
             ]
             assert len(fits) == 1
-            seen.add((edit is not None, *fits))
-    assert seen == {(True, "edited difference"), (True, "edited primary"), (True, "itself"), (False, "itself")}
+            seen |= set(fits)
+    assert seen == {"difference", "primary", "itself"}
+
+
+def test_a_portrait_and_its_edit_share_their_objects_and_differ_in_shape(bank, networks, families):
+    settings = dataclasses.replace(SMALL, batch=4, occluded_share=1.0, deformation=0.0)
+    held = lambda stream: step_generator(3, 0, stream)  # noqa: E731
+    own, edited = new_run(networks, families, settings, morphs=bank)._portraits(4, held)
+    assert (own != edited).flatten(1).any(dim=1).all()
+    still = dataclasses.replace(settings, portrait_edits=0.0)
+    own, edited = new_run(networks, families, still, morphs=bank)._portraits(4, held)
+    assert torch.equal(own, edited)  # objects come from the same seeds
 
 
 def test_pictures_serve_several_steps_in_new_triplets(networks, families):
