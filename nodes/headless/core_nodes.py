@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +16,11 @@ from PIL import Image, ImageOps, ImageSequence, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
-from ...core.errors import CorruptFileError, InvalidInputError
+from ...core.errors import CorruptFileError
 from .. import _comfy
 from .._comfy import io
-from .._paths import inside, is_file
+from .._paths import inside
+from ._input_files import check_input_file, input_file, input_files
 from .stand_in import get_save_image_path
 
 _NO_ALPHA = (64, 64)  # size of the empty mask that comes with an opaque picture
@@ -31,37 +31,11 @@ _WHITE = {"I": 65535.0, "F": 1.0}  # of grey pictures deeper than 8 bits, by the
 
 
 def _pictures() -> list[str]:
-    folder = Path(_comfy.input_directory())
-    if not folder.is_dir():
-        return []
-    return sorted(p.name for p in folder.iterdir() if p.suffix.lower() in _IMAGE_TYPES and p.is_file())
-
-
-def _picture_file(name: str) -> Path:
-    """File of an input picture; a name may carry ComfyUI's suffix " [input]", " [output]" or " [temp]"."""
-    folders = {"input": _comfy.input_directory, "output": _comfy.output_directory, "temp": _comfy.temp_directory}
-    match = re.fullmatch(r"(.*) \[(input|output|temp)\]", name) if isinstance(name, str) else None
-    plain, kind = (match[1], match[2]) if match else (name, "input")
-    try:
-        return inside(folders[kind](), plain, f"{kind} folder")
-    except InvalidInputError as error:
-        raise InvalidInputError(f"{error} --input-dir names another folder.") from None
-
-
-def _check_picture(name: str) -> bool | str:
-    try:
-        path = _picture_file(name)
-    except InvalidInputError as error:
-        return str(error)
-    return (
-        True
-        if is_file(path)
-        else f"{path} does not exist, expected a picture in that folder (--input-dir names another one)."
-    )
+    return input_files(lambda path: path.suffix.lower() in _IMAGE_TYPES)
 
 
 def _open(name: str) -> Image.Image:
-    path = _picture_file(name)
+    path = input_file(name)
     try:
         picture = Image.open(path)
         picture.load()
@@ -73,7 +47,7 @@ def _open(name: str) -> Image.Image:
 
 
 def _digest(name: str) -> str:
-    return hashlib.sha256(_picture_file(name).read_bytes()).hexdigest()
+    return hashlib.sha256(input_file(name).read_bytes()).hexdigest()
 
 
 def _colours(picture: Image.Image) -> Tensor:
@@ -140,7 +114,7 @@ class LoadImage(io.ComfyNode):
     @classmethod
     def validate_inputs(cls, image: str) -> bool | str:
         """Whether the file is there."""
-        return _check_picture(image)
+        return check_input_file(image, "a picture")
 
 
 class LoadImageMask(io.ComfyNode):
@@ -174,7 +148,7 @@ class LoadImageMask(io.ComfyNode):
     @classmethod
     def validate_inputs(cls, image: str) -> bool | str:
         """Whether the file is there."""
-        return _check_picture(image)
+        return check_input_file(image, "a picture")
 
 
 def _save(images: Tensor, prefix: str, kind: str, compression: int, workflow: Any) -> list[dict[str, str]]:
@@ -270,8 +244,9 @@ class PreviewAny(io.ComfyNode):
 
 
 def core_nodes() -> dict[str, type[Any]]:
-    """Node id -> class, those of `core_masks` included."""
-    from . import core_masks
+    """Node id -> class, those of `core_masks` and `core_video` included."""
+    from . import core_masks, core_video
 
-    classes = (LoadImage, LoadImageMask, SaveImage, PreviewImage, PreviewAny, *core_masks.NODES)
+    own = (LoadImage, LoadImageMask, SaveImage, PreviewImage, PreviewAny)
+    classes: tuple[type[Any], ...] = (*own, *core_masks.NODES, *core_video.NODES)
     return {cls.define_schema().node_id: cls for cls in classes}

@@ -1,4 +1,4 @@
-"""Draws workflow templates: one compact description each, written as an editor file and as its API twin.
+"""The workflow templates that come with the pack.
 
 `python -m gan_inversion.nodes.headless.templates` writes every template into workflows/ and workflows/api/.
 """
@@ -6,104 +6,13 @@
 from __future__ import annotations
 
 import json
-import uuid
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from . import schemas
-from .workflow_files import Workflow
+from .template_drawing import Group, Link, Shown, Step, Template, to_api, to_ui
 
 WORKFLOWS = Path(__file__).resolve().parents[2] / "workflows"
-REGISTRY_NAME = "gan-inversion"  # [project] name: saved workflows name the pack by it
-
-_COLUMN, _WIDTH, _GAP = 400, 330, 70  # pixels on the editor's canvas
-_TITLE_BAR, _SOCKET_ROW, _WIDGET_ROW, _TEXT_BOX, _PICTURE = 30, 22, 26, 110, 260
-_GROUP_MARGIN, _GROUP_TITLE = 20, 50
-_GROUP_COLOURS = ("#3f789e", "#3f7e5a", "#8a6d3b", "#7a4f8a", "#8a4f4f")
-_OWN_PREFIX = "GANInversion"
-_OPTIONAL = 7  # the hollow circle of an optional socket
-_TEXT_SHOWN, _NOTE_LINE, _NOTE_CHARACTERS = 130, 19, 56
-_SHOWS_PICTURES = {"LoadImage", "SaveImage", "PreviewImage"}
-
-Link = tuple[int, int]  # (node id, output slot)
-
-
-@dataclass(frozen=True)
-class Step:
-    """One node: its class, the column it stands in, and what differs from a fresh node."""
-
-    kind: str
-    column: int
-    values: Mapping[str, Any] = field(default_factory=dict)
-    links: Mapping[str, Link] = field(default_factory=dict)
-    title: str | None = None
-
-
-@dataclass(frozen=True)
-class Group:
-    """A coloured box around nodes that belong together."""
-
-    title: str
-    members: Sequence[int]
-
-
-@dataclass(frozen=True)
-class Template:
-    """A workflow to start from."""
-
-    name: str
-    note: str  # Markdown
-    steps: Mapping[int, Step]
-    groups: Sequence[Group]
-    thumbnail: Sequence[int] = ()  # nodes whose pictures it shows side by side; empty: see `thumbnails`
-
-
-def to_api(template: Template) -> Workflow:
-    """The template in API format, every widget spelled out."""
-    nodes = schemas.known_nodes()
-    workflow: Workflow = {}
-    for node_id, step in template.steps.items():
-        sockets = schemas.inputs_of(nodes[step.kind])
-        _check_names(template, node_id, step, sockets)
-        inputs: dict[str, Any] = {}
-        for name, socket in sockets.items():
-            if name in step.links:
-                inputs[name] = [str(step.links[name][0]), step.links[name][1]]
-            elif schemas.is_widget(socket):
-                inputs[name] = step.values.get(name, schemas.default_of(socket))
-        workflow[str(node_id)] = {"class_type": step.kind, "inputs": inputs, "_meta": {"title": _title(step)}}
-    return workflow
-
-
-def to_ui(template: Template) -> dict[str, Any]:
-    """The template as the editor saves it."""
-    boxes = _layout(template)
-    links: list[list[Any]] = []
-    drawn: dict[int, dict[str, Any]] = {}
-    for order, (node_id, step) in enumerate(template.steps.items()):
-        drawn[node_id] = _drawn_node(node_id, step, boxes[node_id], order)
-    for node_id, step in template.steps.items():
-        for name, (source, slot) in step.links.items():
-            target = next(i for i, socket in enumerate(drawn[node_id]["inputs"]) if socket["name"] == name)
-            output = drawn[source]["outputs"][slot]
-            links.append([len(links) + 1, source, slot, node_id, target, output["type"]])
-            drawn[node_id]["inputs"][target]["link"] = links[-1][0]
-            output["links"] = [*(output["links"] or []), links[-1][0]]
-    note_id = max(template.steps) + 1
-    return {
-        "id": str(uuid.uuid5(uuid.NAMESPACE_URL, f"{REGISTRY_NAME}/{template.name}")),
-        "revision": 0,
-        "last_node_id": note_id,
-        "last_link_id": len(links),
-        "nodes": [*drawn.values(), _drawn_note(note_id, template, boxes)],
-        "links": links,
-        "groups": [_drawn_group(i, group, boxes) for i, group in enumerate(template.groups)],
-        "config": {},
-        "extra": {},
-        "version": 0.4,
-    }
 
 
 def write_all(folder: Path = WORKFLOWS) -> list[Path]:
@@ -118,124 +27,6 @@ def write_all(folder: Path = WORKFLOWS) -> list[Path]:
             path.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
             written.append(path)
     return written
-
-
-def _check_names(template: Template, node_id: int, step: Step, sockets: Mapping[str, Any]) -> None:
-    unknown = (step.values.keys() | step.links.keys()) - sockets.keys()
-    if unknown:
-        raise KeyError(f"template {template.name}, node {node_id} ({step.kind}): no input {sorted(unknown)}")
-
-
-def _title(step: Step) -> str:
-    return step.title or schemas.schema_of(schemas.known_nodes()[step.kind]).display_name
-
-
-def _drawn_node(node_id: int, step: Step, box: tuple[int, int, int, int], order: int) -> dict[str, Any]:
-    cls = schemas.known_nodes()[step.kind]
-    sockets = schemas.inputs_of(cls)
-    # Widgets have sockets too, but the editor writes those down only when something is linked to them.
-    inputs: list[dict[str, Any]] = [
-        {
-            "name": name,
-            "type": schemas.type_of(socket),
-            "link": None,
-            **({"shape": _OPTIONAL} if socket.optional else {}),
-        }
-        for name, socket in sockets.items()
-        if not schemas.is_widget(socket)
-    ]
-    values: list[Any] = []
-    for name, socket in sockets.items():
-        if schemas.is_widget(socket):
-            values += [step.values.get(name, schemas.default_of(socket)), *schemas.widget_slots(socket)]
-    pack = {"cnr_id": REGISTRY_NAME if step.kind.startswith(_OWN_PREFIX) else "comfy-core"}
-    node = {
-        "id": node_id,
-        "type": step.kind,
-        "pos": [box[0], box[1]],
-        "size": [box[2], box[3]],
-        "flags": {},
-        "order": order,
-        "mode": 0,
-        "inputs": inputs,
-        "outputs": [
-            {"name": output.display_name or schemas.type_of(output), "type": schemas.type_of(output), "links": None}
-            for output in schemas.outputs_of(cls)
-        ],
-        "properties": {**pack, "Node name for S&R": step.kind},
-        "widgets_values": values,
-    }
-    if step.title:
-        node["title"] = step.title
-    return node
-
-
-def _layout(template: Template) -> dict[int, tuple[int, int, int, int]]:
-    """Node id -> (x, y, width, height): columns from left to right, each filled from the top."""
-    boxes: dict[int, tuple[int, int, int, int]] = {}
-    below: dict[int, int] = {}
-    for node_id, step in template.steps.items():
-        height = _height(step)
-        y = below.get(step.column, 0)
-        boxes[node_id] = (step.column * _COLUMN, y, _WIDTH, height)
-        below[step.column] = y + height + _GAP
-    return boxes
-
-
-def _height(step: Step) -> int:
-    cls = schemas.known_nodes()[step.kind]
-    sockets = schemas.inputs_of(cls).values()
-    bare = sum(not schemas.is_widget(socket) for socket in sockets)
-    height = _TITLE_BAR + _SOCKET_ROW * max(bare, len(schemas.outputs_of(cls)))
-    for socket in sockets:
-        if schemas.is_widget(socket):
-            tall = getattr(socket, "multiline", False)
-            height += _TEXT_BOX if tall else _WIDGET_ROW * (1 + len(schemas.widget_slots(socket)))
-    if step.kind == "PreviewAny":
-        height += _TEXT_SHOWN
-    return height + (_PICTURE if step.kind in _SHOWS_PICTURES else 0)
-
-
-def _drawn_note(note_id: int, template: Template, boxes: Mapping[int, tuple[int, int, int, int]]) -> dict[str, Any]:
-    lines = sum(1 + len(line) // _NOTE_CHARACTERS for line in template.note.splitlines())
-    top = min(y for _, y, _, _ in boxes.values())
-    left = min(x for x, _, _, _ in boxes.values())
-    return {
-        "id": note_id,
-        "type": "MarkdownNote",
-        "pos": [left - _COLUMN - 40, top],
-        "size": [_WIDTH + 40, 60 + _NOTE_LINE * lines],
-        "flags": {},
-        "order": len(boxes),
-        "mode": 0,
-        "inputs": [],
-        "outputs": [],
-        "title": "About this workflow",
-        "properties": {},
-        "widgets_values": [template.note],
-        "color": "#432",
-        "bgcolor": "#653",
-    }
-
-
-def _drawn_group(index: int, group: Group, boxes: Mapping[int, tuple[int, int, int, int]]) -> dict[str, Any]:
-    members = [boxes[node_id] for node_id in group.members]
-    left, top = min(x for x, _, _, _ in members), min(y for _, y, _, _ in members)
-    right = max(x + width for x, _, width, _ in members)
-    bottom = max(y + height for _, y, _, height in members)
-    # A node's position is the corner below its title bar.
-    above = _TITLE_BAR + _GROUP_TITLE
-    return {
-        "id": index + 1,
-        "title": group.title,
-        "bounding": [
-            left - _GROUP_MARGIN, top - above,
-            right - left + 2 * _GROUP_MARGIN, bottom - top + above + _GROUP_MARGIN,
-        ],
-        "color": _GROUP_COLOURS[index % len(_GROUP_COLOURS)],
-        "font_size": 24,
-        "flags": {},
-    }  # fmt: skip
 
 
 _EDIT_NOTE = """\
@@ -366,6 +157,113 @@ What to look at: hair, clothes and background come back in *Multilayer edit*, an
 more of the picture to features: nearer to the photograph, less to edit. **method** *encoder (one pass)* takes no time and is
 softer; *optimise* with more **steps** comes closer."""
 
+_REGANIE_NOTE = """\
+## Give an edit the photograph's own look back (ReGANIE)
+
+*ReGANIE Rectify* looks at what the plain inversion misses, and redraws the edited picture with it. It is one pass of a
+network: no optimisation, and every edit is served.
+
+1. **Load Image**: choose a photograph that shows a face from the front.
+2. Press Run.
+3. Compare the two edits on the right: *Plain edit* is made without the network, *Rectified edit* with it.
+4. Move **strength** in *Apply Direction* and run again: the network does not run again in this node, only in *Render*.
+
+What to look at: hair, clothes, background and the person come back in *Rectified edit*, and the smile is in both. Ghosts
+of the photograph show where an edit moves edges far: lower **strength** of *ReGANIE Rectify*, or paint a **mask**.
+
+The network belongs to the bundled generator. For another one, `gan-inversion train reganie` trains one; the method
+*residual transfer* needs none and is the baseline to compare with."""
+
+_COMBINED_STEPS = {"project": 40, "tune": 50}
+
+_COMBINE_NOTE = f"""\
+## Three methods, each for what it does best
+
+An inversion is a code and a stack of changes, so methods combine: each node adds its own to what it is given.
+
+1. *Project (W+)* moves the encoder's code nearer to the photograph: the light, the colours, the head's shape.
+2. *SAMM Align* finds what the generator cannot draw, here hair and clothes, and keeps it as pixels of the photograph.
+3. *Tune Generator (near-perfect)* learns the rest, which is the face of this person. It wastes nothing on the hair.
+4. *Paste Back* brings the face into the photograph, and leaves alone what SAMM has found.
+
+Choose a photograph in **Load Image** and press Run; it takes up to a minute on a CPU. Then move both **strength** sliders:
+none of the three methods runs again.
+
+What to look at: *Encoder alone* and *All three* are the same edit, at the same place in the photograph. The first is somebody
+else. Take a method away to see what it does: select its node, press Ctrl+B, and run.
+
+The order matters. Tuning after SAMM sees only what SAMM left. Steps are few here ({_COMBINED_STEPS["project"]} and \
+{_COMBINED_STEPS["tune"]}), so that a CPU can do it; three times as many come closer, and edit less freely."""
+
+_VIDEO_NOTE = """\
+## Edit a video
+
+Every frame is a photograph: its face is found, encoded, edited with one slider, and pasted back.
+
+1. **Load Video**: choose a short video that shows a face from the front. All frames are held in main memory, before and
+   after: 10 seconds of 720p take some 10 GB. Cut longer ones, or make them smaller, first.
+2. Press Run. With the models that come with the pack a CPU takes about a second for each frame, most of it for finding the
+   face. Choose *yunet* as **detector** once (0.2 MB): it finds more faces.
+3. Move **strength** in *Apply Direction* and run again: only what follows the slider runs.
+
+What to look at: *Face report* has a line for each frame. A frame without a face says *passed through*, and is in the new
+video as it was. *Edited faces* shows the frames one by one. *Paste Back* adds only what the edit changed, which keeps the
+frames' own detail and keeps them from flickering.
+
+Where a face jumps to another person, choose *left*, *right* or *centre* in *Align Face*. Sound is kept by ComfyUI;
+`gan-inversion run` leaves it out."""
+
+_PROJECT_STEPS = 200
+
+_PROJECT_NOTE = f"""\
+## Invert without an encoder
+
+*Project* finds the code by optimisation: it works with every generator, also with those that nobody has made an encoder for.
+
+1. **Load Image**: choose a photograph that shows a face from the front.
+2. Press Run. The projection takes half a minute on a CPU with the models that come with the pack.
+3. Compare the two edits on the right: *Encoder's* takes one pass, *Projected* {_PROJECT_STEPS} steps.
+4. Move **strength** and run again: neither runs again.
+
+What to look at: the projected code is nearer to the photograph, in hair, light and clothes; *Measured* says by how much. The
+encoder's edit is the cleaner one: codes far from those that the generator was trained with bend under an edit. Connect
+*Encode* to **start** for both: the likeness of the one in a third of the steps.
+
+**space** *W* has one code for all layers: less like the photograph, safer to edit. More **steps** come closer; with an FFHQ
+generator use a GPU, 200 to 500 steps, and **distance** *lpips-vgg*."""
+
+_DISCOVER_NOTE = """\
+## Find out what a generator can change
+
+*Discover Directions* needs no labels. *PCA* takes the directions in which codes of random pictures differ most, *SeFa* those
+to which the generator's weights react most. What they mean, you see: *Direction Sweep* draws a photograph at several
+strengths of two of them, and then you give them a **name**.
+
+1. **Load Image**: choose a photograph that shows a face from the front.
+2. Press Run. With the models that come with the pack it takes half a minute on a CPU.
+3. Change **index** in one of the two *Discover Directions* and run again. The first ten usually mean something.
+
+What to look at: columns are the PCA direction, here fuller and darker hair; rows are the SeFa direction, here a longer or a
+wider face. Strength 1 is one standard deviation of this generator's codes. A direction that changes too much at once becomes
+purer with fewer layers: **first_layer** and **last_layer** choose them, 0 to 3 pose and shape, the last ones colours.
+
+A few steps of *Project* bring the encoder's code nearer to the photograph first."""
+
+_MIX_NOTE = """\
+## Random faces, and styles mixed between them
+
+No photograph is needed: a generator draws as many people as you like, none of whom exists.
+
+1. Press Run.
+2. Change **seed** in one of the two *Sample* nodes and run again; **psi** makes faces more alike (0.5) or more varied (1).
+
+What to look at: *Faces* are four random people, *The style* is a fifth. *Mix Styles* gives each of the four some layers of the
+fifth: the first ones carry the shape of head and face (*Its shape*), the last ones the colours of skin, hair and background
+(*Its colours*). All layers at **amount** 0.5 are a morph (*Half way*).
+
+Everything here is an inversion like that of a photograph: it can be edited, refined, saved, and mixed with photographs from
+*Encode*."""
+
 _LOADERS = {
     1: Step("LoadImage", 0, {"image": "portrait.png"}),
     2: Step("GANInversionLoadStyleGAN", 0, {"model": "portraits"}),
@@ -387,21 +285,23 @@ _REFINED_GROUPS = (Group("Photograph and models", (1, 2, 3)), Group("Find the fa
 _STRENGTH = 1.0
 
 
-def _compared(refined: Link, word: str, *, prefix: str, first: int) -> dict[int, Step]:
+def _compared(
+    refined: Link, word: str, *, prefix: str, first: int, strength: float = _STRENGTH, plain: str = "Plain"
+) -> dict[int, Step]:
     """The same edit of the plain and of the refined inversion, from node `first` on: sliders, renders, pictures."""
     slider, render, picture = first, first + 2, first + 4
     return {
         slider: Step(
-            "GANInversionApplyDirection", 5, {"strength": _STRENGTH}, {"inversion": (6, 0), "direction": (7, 0)},
-            title="Edit the plain inversion",
+            "GANInversionApplyDirection", 5, {"strength": strength}, {"inversion": (6, 0), "direction": (7, 0)},
+            title=f"Edit the {plain.lower()} inversion",
         ),
         slider + 1: Step(
-            "GANInversionApplyDirection", 5, {"strength": _STRENGTH}, {"inversion": refined, "direction": (7, 0)},
+            "GANInversionApplyDirection", 5, {"strength": strength}, {"inversion": refined, "direction": (7, 0)},
             title=f"Edit the {word.lower()} inversion",
         ),
         render: Step("GANInversionRender", 6, links={"inversion": (slider, 0)}),
         render + 1: Step("GANInversionRender", 6, links={"inversion": (slider + 1, 0)}),
-        picture: Step("PreviewImage", 7, links={"images": (render, 0)}, title="Plain edit"),
+        picture: Step("PreviewImage", 7, links={"images": (render, 0)}, title=f"{plain} edit"),
         picture + 1: Step(
             "SaveImage", 7, {"filename_prefix": prefix}, {"images": (render + 1, 0)}, title=f"{word} edit"
         ),
@@ -427,9 +327,245 @@ def _tuning(name: str, note: str, values: Mapping[str, Any]) -> Template:
             Group("Draw both", (15, 16)),
             Group("Compare", (17, 18)),
         ),
-        thumbnail=(8, 17, 12, 18),
+        thumbnail=(
+            Shown(8, "photograph"),
+            Shown(17, "plain edit"),
+            Shown(12, "tuned"),
+            Shown(18, "tuned edit"),
+        ),
+        columns=2,
     )
 
+
+_REGANIE = Template(
+    name="reganie",
+    note=_REGANIE_NOTE,
+    steps={
+        **_REFINED,
+        9: Step("GANInversionReGANIERectify", 3, links={"inversion": (6, 0)}),
+        10: Step("PreviewAny", 3, links={"source": (9, 3)}, title="Rectification report"),
+        11: Step("PreviewImage", 4, links={"images": (6, 1)}, title="Plain inversion"),
+        12: Step("PreviewImage", 4, links={"images": (9, 2)}, title="Rectified inversion"),
+        **_compared((9, 0), "Rectified", prefix="reganie", first=13),
+    },
+    groups=(
+        *_REFINED_GROUPS,
+        Group("Rectify", (9, 10, 11, 12)),
+        Group("Edit: move both sliders", (7, 13, 14)),
+        Group("Draw both", (15, 16)),
+        Group("Compare", (17, 18)),
+    ),
+    thumbnail=(Shown(8, "photograph"), Shown(17, "plain edit"), Shown(12, "rectified"), Shown(18, "rectified edit")),
+    columns=2,
+)  # fmt: skip
+
+_PASTED = {"region": "face"}
+_SQUARE = (0.0, 0.0, 1.0, 16 / 17)  # a map without the legend below it
+_LEFT = (0.0, 0.1, 0.497, 1.0)  # the first of two pictures, without the line above them
+_HEAD = (0.24, 0.02, 0.64, 0.42)  # where the head is in the photograph of the thumbnails
+
+_COMBINE = Template(
+    name="combine_methods",
+    note=_COMBINE_NOTE,
+    steps={
+        **_REFINED,
+        9: Step(
+            "GANInversionProject", 3, {"steps": _COMBINED_STEPS["project"]},
+            {"image": (4, 0), "generator": (2, 0), "start": (6, 0), "crop": (4, 1)}, title="1. Project (W+)",
+        ),
+        10: Step("GANInversionSAMMAlign", 3, links={"inversion": (9, 0)}, title="2. SAMM Align"),
+        11: Step(
+            "GANInversionTuneGenerator", 3, {"method": "near-perfect", "steps": _COMBINED_STEPS["tune"]},
+            {"inversion": (10, 0)}, title="3. Tune Generator",
+        ),
+        12: Step("PreviewImage", 4, links={"images": (9, 1)}, title="After 1: nearer"),
+        13: Step("PreviewImage", 4, links={"images": (10, 1)}, title="After 2: hair and clothes"),
+        14: Step("PreviewImage", 4, links={"images": (11, 1)}, title="After 3: the person"),
+        15: Step("PreviewImage", 4, links={"images": (10, 4)}, title="What SAMM keeps"),
+        16: Step(
+            "GANInversionApplyDirection", 5, {"strength": -1.5}, {"inversion": (6, 0), "direction": (7, 0)},
+            title="Edit the encoder's inversion",
+        ),
+        17: Step(
+            "GANInversionApplyDirection", 5, {"strength": -1.5}, {"inversion": (11, 0), "direction": (7, 0)},
+            title="Edit the combined inversion",
+        ),
+        18: Step("InvertMask", 5, links={"mask": (10, 2)}, title="All but what SAMM keeps"),
+        19: Step("GANInversionRender", 6, links={"inversion": (16, 0)}),
+        20: Step("GANInversionRender", 6, links={"inversion": (17, 0)}),
+        21: Step(
+            "GANInversionPasteBack", 6, _PASTED,
+            {"photo": (1, 0), "edited": (19, 0), "crop": (4, 1), "mask": (18, 0)},
+        ),
+        22: Step(
+            "GANInversionPasteBack", 6, _PASTED,
+            {"photo": (1, 0), "edited": (20, 0), "crop": (4, 1), "mask": (18, 0)},
+        ),
+        23: Step("PreviewImage", 7, links={"images": (21, 0)}, title="Encoder alone"),
+        24: Step("SaveImage", 7, {"filename_prefix": "combine_methods"}, {"images": (22, 0)}, title="All three"),
+    },
+    groups=(
+        *_REFINED_GROUPS,
+        Group("Three methods, one after another", (9, 10, 11, 12, 13, 14, 15)),
+        Group("Edit: move both sliders", (7, 16, 17, 18)),
+        Group("Draw and paste back", (19, 20, 21, 22)),
+        Group("Compare", (23, 24)),
+    ),
+    thumbnail=(
+        Shown(8, "photograph"), Shown(6, "encoder alone", slot=1), Shown(19, "less smile", slot=0),
+        Shown(23, "less smile, pasted", part=_HEAD),
+        Shown(12, "1. Project"), Shown(13, "2. SAMM Align"), Shown(14, "3. Tune"),
+        Shown(24, "less smile, pasted", part=_HEAD),
+    ),
+    columns=4,
+)  # fmt: skip
+
+_VIDEO = Template(
+    name="video_frames",
+    note=_VIDEO_NOTE,
+    steps={
+        1: Step("LoadVideo", 0, {"file": "portrait.mp4"}),
+        2: _LOADERS[2],
+        3: _LOADERS[3],
+        4: Step("GetVideoComponents", 1, links={"video": (1, 0)}),
+        5: Step("GANInversionAlignFace", 1, links={"image": (4, 0), "generator": (2, 0)}),
+        6: Step("PreviewAny", 1, links={"source": (5, 3)}, title="Face report: one line a frame"),
+        7: Step(
+            "GANInversionEncode", 2, links={"image": (5, 0), "encoder": (3, 0), "generator": (2, 0), "crop": (5, 1)}
+        ),
+        8: Step("PreviewImage", 2, links={"images": (5, 0)}, title="Aligned faces"),
+        9: Step("GANInversionLoadDirection", 3, {"direction": "portraits-smile"}),
+        10: Step("GANInversionApplyDirection", 3, {"strength": 1.5}, {"inversion": (7, 0), "direction": (9, 0)}),
+        11: Step("GANInversionRender", 4, links={"inversion": (10, 0)}),
+        12: Step(
+            "GANInversionPasteBack", 4, {"region": "face"},
+            {"photo": (4, 0), "edited": (11, 0), "crop": (5, 1), "unedited": (11, 1)},
+        ),
+        13: Step("CreateVideo", 5, links={"images": (12, 0), "fps": (4, 2), "audio": (4, 1)}),
+        14: Step("SaveVideo", 5, {"filename_prefix": "video_frames"}, {"video": (13, 0)}),
+        15: Step("PreviewImage", 5, links={"images": (11, 0)}, title="Edited faces"),
+    },
+    groups=(
+        Group("Video and models", (1, 2, 3)),
+        Group("Find the faces and invert them", (4, 5, 6, 7, 8)),
+        Group("Edit: move the slider", (9, 10)),
+        Group("Draw and paste back", (11, 12)),
+        Group("The new video", (13, 14, 15)),
+    ),
+    thumbnail=(
+        Shown(4, "frame 1", slot=0, index=0), Shown(4, "frame 3", slot=0, index=2),
+        Shown(4, "frame 5", slot=0, index=4), Shown(4, "frame 7", slot=0, index=6),
+        Shown(12, "more smile", slot=0, index=0), Shown(12, "more smile", slot=0, index=2),
+        Shown(12, "more smile", slot=0, index=4), Shown(12, "more smile", slot=0, index=6),
+    ),
+    columns=4,
+)  # fmt: skip
+
+_PROJECT = Template(
+    name="project",
+    note=_PROJECT_NOTE,
+    steps={
+        **_REFINED,
+        9: Step(
+            "GANInversionProject", 3, {"steps": _PROJECT_STEPS}, {"image": (4, 0), "generator": (2, 0), "crop": (4, 1)},
+        ),
+        10: Step("PreviewImage", 4, links={"images": (6, 1)}, title="Encoder's inversion"),
+        11: Step("PreviewImage", 4, links={"images": (9, 1)}, title="Projected inversion"),
+        12: Step("GANInversionCompare", 3, links={"before": (4, 0), "after": (6, 1)}, title="Measure the encoder's"),
+        19: Step("GANInversionCompare", 3, links={"before": (4, 0), "after": (9, 1)}, title="Measure the projected"),
+        20: Step("PreviewAny", 4, links={"source": (12, 5)}, title="Measured: encoder"),
+        21: Step("PreviewAny", 4, links={"source": (19, 5)}, title="Measured: projected"),
+        **_compared((9, 0), "Projected", prefix="project", first=13, plain="Encoder's"),
+    },
+    groups=(
+        *_REFINED_GROUPS,
+        Group("Project and measure", (9, 10, 11, 12, 19, 20, 21)),
+        Group("Edit: move both sliders", (7, 13, 14)),
+        Group("Draw both", (15, 16)),
+        Group("Compare", (17, 18)),
+    ),
+    thumbnail=(
+        Shown(8, "photograph"), Shown(10, "encoder"), Shown(11, "projected (W+)"), Shown(18, "more smile"),
+    ),
+    columns=2,
+)  # fmt: skip
+
+_DISCOVER = Template(
+    name="discover_directions",
+    note=_DISCOVER_NOTE,
+    steps={
+        **{k: step for k, step in _LOADERS.items() if k != 7},
+        7: Step(
+            "GANInversionProject", 2, {"steps": 60},
+            {"image": (4, 0), "generator": (2, 0), "start": (6, 0), "crop": (4, 1)},
+        ),
+        8: Step(
+            "GANInversionDiscoverDirections", 3, {"method": "PCA", "index": 3, "name": "hair"}, {"generator": (2, 0)},
+            title="Columns: PCA",
+        ),
+        9: Step(
+            "GANInversionDiscoverDirections", 3, {"method": "SeFa", "index": 1, "name": "face"}, {"generator": (2, 0)},
+            title="Rows: SeFa",
+        ),
+        10: Step("PreviewAny", 4, links={"source": (8, 1)}, title="About the PCA direction"),
+        11: Step("PreviewAny", 4, links={"source": (9, 1)}, title="About the SeFa direction"),
+        12: Step(
+            "GANInversionDirectionSweep", 4, {"steps": 5, "range": "from low to high", "low": -2.5, "high": 2.5},
+            {"inversion": (7, 0), "direction": (8, 0), "second_direction": (9, 0)},
+        ),
+        13: Step(
+            "SaveImage", 5, {"filename_prefix": "discover_directions"}, {"images": (12, 0)}, title="Save the grid"
+        ),
+        14: Step("PreviewImage", 5, links={"images": (7, 1)}, title="The inversion"),
+    },
+    groups=(
+        Group("Photograph and models", (1, 2, 3)),
+        Group("Find the face and invert it", (4, 5, 6, 7)),
+        Group("Discover: change the index", (8, 9)),
+        Group("Sweep", (10, 11, 12)),
+        Group("Results", (13, 14)),
+    ),
+    thumbnail=(13,),
+)  # fmt: skip
+
+_MIX = Template(
+    name="sample_and_mix",
+    note=_MIX_NOTE,
+    steps={
+        1: Step("GANInversionLoadStyleGAN", 0, {"model": "portraits"}),
+        2: Step("GANInversionSample", 1, {"seed": 1, "psi": 0.8, "count": 4}, {"generator": (1, 0)}, title="Faces"),
+        3: Step("GANInversionSample", 1, {"seed": 17, "psi": 0.8}, {"generator": (1, 0)}, title="The style"),
+        4: Step("PreviewImage", 2, links={"images": (2, 1)}, title="Faces"),
+        5: Step("PreviewImage", 2, links={"images": (3, 1)}, title="The style"),
+        6: Step(
+            "GANInversionMixStyles", 3, {"first_layer": 0, "last_layer": 6}, {"inversion": (2, 0), "style": (3, 0)},
+            title="Its shape",
+        ),
+        7: Step(
+            "GANInversionMixStyles", 3, {"first_layer": 7}, {"inversion": (2, 0), "style": (3, 0)}, title="Its colours"
+        ),
+        8: Step(
+            "GANInversionMixStyles", 3, {"first_layer": 0, "amount": 0.5}, {"inversion": (2, 0), "style": (3, 0)},
+            title="Half way",
+        ),
+        9: Step("SaveImage", 4, {"filename_prefix": "mix_shape"}, {"images": (6, 1)}, title="Its shape"),
+        10: Step("SaveImage", 4, {"filename_prefix": "mix_colours"}, {"images": (7, 1)}, title="Its colours"),
+        11: Step("SaveImage", 4, {"filename_prefix": "mix_half_way"}, {"images": (8, 1)}, title="Half way"),
+    },
+    groups=(
+        Group("Generator", (1,)),
+        Group("Random faces: change the seeds", (2, 3, 4, 5)),
+        Group("Mix", (6, 7, 8)),
+        Group("Results", (9, 10, 11)),
+    ),
+    thumbnail=(
+        Shown(5, "style"), Shown(4, "face 1"), Shown(4, "face 2", index=1), Shown(4, "face 3", index=2),
+        Shown(4, "face 4", index=3),
+        Shown(5, "its shape:"), *(Shown(9, index=i) for i in range(4)),
+        Shown(5, "its colours:"), *(Shown(10, index=i) for i in range(4)),
+    ),
+    columns=5,
+)  # fmt: skip
 
 TEMPLATES = (
     Template(
@@ -494,7 +630,10 @@ TEMPLATES = (
             Group("Draw both", (16, 17)),
             Group("Compare", (18, 19)),
         ),
-        thumbnail=(8, 18, 19, 11),
+        thumbnail=(
+            Shown(8, "photograph"), Shown(18, "plain edit"), Shown(11, "cannot be drawn"), Shown(19, "refined edit"),
+        ),
+        columns=2,
     ),
     Template(
         name="what_it_cannot_draw",
@@ -526,7 +665,10 @@ TEMPLATES = (
             Group("What they find", (13, 14, 15, 16, 17, 18)),
             Group("Masks", (19, 20, 21, 22, 23, 24)),
         ),
-        thumbnail=(8, 13, 14, 15),
+        thumbnail=(
+            Shown(8, "photograph"), Shown(13, "SAM", part=_SQUARE), Shown(14, "SAMM", part=_LEFT), Shown(15, "DHR"),
+        ),
+        columns=2,
     ),
     Template(
         name="samm_blend",
@@ -551,7 +693,11 @@ TEMPLATES = (
             Group("Draw both", (15, 16)),
             Group("Compare and blend", (17, 18, 19, 20)),
         ),
-        thumbnail=(8, 17, 18, 11),
+        thumbnail=(
+            Shown(8, "photograph"), Shown(17, "plain edit"), Shown(11, "kept as pixels", part=_LEFT),
+            Shown(18, "aligned edit"),
+        ),
+        columns=2,
     ),
     Template(
         name="multilayer_invert",
@@ -572,8 +718,13 @@ TEMPLATES = (
             Group("Draw both", (15, 16)),
             Group("Compare", (17, 18)),
         ),
-        thumbnail=(8, 11, 17, 18),
+        thumbnail=(
+            Shown(8, "photograph"), Shown(17, "plain edit"), Shown(11, "latent spaces", part=_SQUARE),
+            Shown(18, "multilayer edit"),
+        ),
+        columns=2,
     ),
+    _REGANIE, _COMBINE, _VIDEO, _PROJECT, _DISCOVER, _MIX,
     _tuning("tune_pti", _PTI_NOTE, {"steps": _PTI_STEPS}),
     _tuning("tune_near_perfect", _NEAR_PERFECT_NOTE, {"method": "near-perfect", "steps": _NEAR_PERFECT_STEPS}),
 )  # fmt: skip

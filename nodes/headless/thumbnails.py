@@ -7,19 +7,26 @@ from __future__ import annotations
 
 import sys
 import tempfile
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, ImageChops
+import numpy as np
+import torch
+from PIL import Image, ImageChops, ImageDraw, ImageFont
 
+from .core_video import VideoOfImages, write_video
 from .demo import side_by_side
-from .runner import Runner
+from .runner import Runner, RunResult
+from .template_drawing import Shown, Template
 from .templates import TEMPLATES, WORKFLOWS
-from .workflow_files import read_workflow, with_values
+from .workflow_files import Workflow, read_workflow, with_values
 
-_PHOTOGRAPH = "astronaut.png"
+_PHOTOGRAPH, _CLIP = "astronaut.png", "astronaut.mp4"
+_FRAMES, _FPS, _CLIP_SIDE = 8, 8.0, 480  # the clip: frames, their rate, pixels
+_FAR, _NEAR = (70.0, 0.0, 410.0, 340.0), (115.0, 5.0, 345.0, 235.0)  # what it begins and ends with, in the photograph
 _WIDTH = 640  # pixels
+_GAP, _FONT, _CAPTION = 6, 15, 22  # pixels
 _MARGIN = 0.25  # kept around what changed, in sizes of the change
 _JPEG_QUALITY = 88
 
@@ -27,8 +34,8 @@ _JPEG_QUALITY = 88
 def write_thumbnails(folder: Path = WORKFLOWS, names: Collection[str] = ()) -> list[Path]:
     """Runs templates, all or those named, and writes what they show.
 
-    That is the pictures that a template names for it side by side, or else before and after where it edits a photograph,
-    or else its last picture.
+    That is the pictures that a template names for it, or else before and after where it edits a photograph, or else its
+    last picture.
     """
     from skimage import data
 
@@ -39,29 +46,86 @@ def write_thumbnails(folder: Path = WORKFLOWS, names: Collection[str] = ()) -> l
             continue
         with tempfile.TemporaryDirectory(prefix="gan-inversion-") as scratch:
             photograph.save(Path(scratch) / _PHOTOGRAPH)
-            workflow = read_workflow(folder / "api" / f"{template.name}.json")
-            loaders = [node for node, content in workflow.items() if content["class_type"] == "LoadImage"]
-            workflow = with_values(workflow, [f"{node}.image={_PHOTOGRAPH}" for node in loaders])
-            result = Runner(input_dir=Path(scratch), output_dir=Path(scratch) / "out").run(workflow)
+            write_video(Path(scratch) / _CLIP, _clip(photograph))
+            workflow = _on_examples(read_workflow(folder / "api" / f"{template.name}.json"))
             out = Path(scratch) / "out"
-            if template.thumbnail:
-                picture = side_by_side([_first_picture(result.outputs[str(i)], out) for i in template.thumbnail])
-            else:
-                with Image.open(result.images[-1]) as opened:
-                    picture = opened.convert("RGB")
-        if picture.size == photograph.size:
-            box = _around(ImageChops.difference(photograph, picture).getbbox() or (0, 0, *picture.size), picture.size)
-            picture = side_by_side([photograph.crop(box), picture.crop(box)])
-        picture = picture.resize((_WIDTH, round(picture.height * _WIDTH / picture.width)), Image.Resampling.LANCZOS)
+            result = Runner(input_dir=Path(scratch), output_dir=out).run(workflow)
+            picture = _drawn(template, result, out, photograph)
         path = folder / f"{template.name}.jpg"
         picture.save(path, quality=_JPEG_QUALITY)
         written.append(path)
     return written
 
 
-def _first_picture(shown: Mapping[str, Any], out: Path) -> Image.Image:
-    """What an output node shows first; `out` is the output folder, which holds the temporary one."""
-    entry = shown["images"][0]
+def _clip(photograph: Image.Image) -> VideoOfImages:
+    """A camera that slowly moves towards the face."""
+    frames = []
+    for place in np.linspace(0.0, 1.0, _FRAMES):
+        left, top, right, bottom = ((1 - place) * far + place * near for far, near in zip(_FAR, _NEAR, strict=True))
+        frame = photograph.resize((_CLIP_SIDE, _CLIP_SIDE), Image.Resampling.BICUBIC, (left, top, right, bottom))
+        frames.append(torch.from_numpy(np.asarray(frame, dtype=np.float32) / 255.0))
+    return VideoOfImages(torch.stack(frames), _FPS)
+
+
+def _on_examples(workflow: Workflow) -> Workflow:
+    """The workflow with the astronaut as its photograph or video."""
+    files = {"LoadImage": f"image={_PHOTOGRAPH}", "LoadVideo": f"file={_CLIP}"}
+    kinds = {node: content["class_type"] for node, content in workflow.items()}
+    return with_values(workflow, [f"{node}.{files[kind]}" for node, kind in kinds.items() if kind in files])
+
+
+def _drawn(template: Template, result: RunResult, out: Path, photograph: Image.Image) -> Image.Image:
+    """The thumbnail, `_WIDTH` pixels wide."""
+    shown = [one if isinstance(one, Shown) else Shown(one) for one in template.thumbnail]
+    if any(one.caption for one in shown) or template.columns:
+        pictures = [_picture(one, result, out) for one in shown]
+        return _captioned(pictures, [one.caption for one in shown], template.columns or len(shown))
+    if shown:
+        picture = side_by_side([_picture(one, result, out) for one in shown])
+    else:
+        with Image.open(result.images[-1]) as opened:
+            picture = opened.convert("RGB")
+        if picture.size == photograph.size:
+            box = _around(ImageChops.difference(photograph, picture).getbbox() or (0, 0, *picture.size), picture.size)
+            picture = side_by_side([photograph.crop(box), picture.crop(box)])
+    return picture.resize((_WIDTH, round(picture.height * _WIDTH / picture.width)), Image.Resampling.LANCZOS)
+
+
+def _captioned(pictures: Sequence[Image.Image], captions: Sequence[str], columns: int) -> Image.Image:
+    """Pictures in rows of equal cells, each with its caption above; rows without any caption have no room for one."""
+    width = (_WIDTH - _GAP * (columns - 1)) / columns
+    rows = [range(start, min(start + columns, len(pictures))) for start in range(0, len(pictures), columns)]
+    heights = [max(round(pictures[i].height * width / pictures[i].width) for i in row) for row in rows]
+    titled = [_CAPTION if any(captions[i] for i in row) else 0 for row in rows]
+    page = Image.new("RGB", (_WIDTH, sum(heights) + sum(titled) + _GAP * (len(rows) - 1)), "white")
+    draw, font = ImageDraw.Draw(page), ImageFont.load_default(_FONT)
+    top = 0
+    for row, height, title in zip(rows, heights, titled, strict=True):
+        for column, index in enumerate(row):
+            left, right = round(column * (width + _GAP)), round(column * (width + _GAP) + width)
+            draw.text(((left + right) / 2, top + title / 2), captions[index], fill="black", font=font, anchor="mm")
+            scaled = pictures[index].resize((right - left, height), Image.Resampling.LANCZOS)
+            page.paste(scaled, (left, top + title))
+        top += title + height + _GAP
+    return page
+
+
+def _picture(shown: Shown, result: RunResult, out: Path) -> Image.Image:
+    """One picture of a run; `out` is the output folder, which holds the temporary one."""
+    whole = _whole(shown, result, out)
+    if shown.part == (0.0, 0.0, 1.0, 1.0):
+        return whole
+    left, top, right, bottom = shown.part
+    return whole.crop(
+        (round(left * whole.width), round(top * whole.height), round(right * whole.width), round(bottom * whole.height))
+    )
+
+
+def _whole(shown: Shown, result: RunResult, out: Path) -> Image.Image:
+    if shown.slot is not None:
+        image = result.results[str(shown.node)][shown.slot][shown.index]
+        return Image.fromarray((image.float().cpu().numpy() * 255.0).round().clip(0, 255).astype(np.uint8))
+    entry: Mapping[str, Any] = result.outputs[str(shown.node)]["images"][shown.index]
     place = out if entry["type"] == "output" else out / "temp"
     with Image.open(place / entry["subfolder"] / entry["filename"]) as opened:
         return opened.convert("RGB")

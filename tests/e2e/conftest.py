@@ -2,6 +2,11 @@
 
 Needs a ComfyUI work tree and a Python that can run it:
     COMFYUI_DIR=/path/to/ComfyUI COMFYUI_PYTHON=/path/to/venv/bin/python pytest tests/e2e
+
+The tests in test_browser.py press the buttons of ComfyUI's page; they also need Chromium and the extra `browser`:
+    apt install chromium fonts-wqy-zenhei && pip install -e ".[browser]"
+CHROMIUM=/path/to/chromium names a browser that is not on the PATH; GAN_INVERSION_SCREENSHOTS=folder keeps pictures of
+the page. Without the browser they are left out: pytest tests/e2e -k "not browser" does the same by hand.
 """
 
 import json
@@ -18,7 +23,7 @@ from gan_inversion.core.editing import Direction
 from gan_inversion.core.generator import Generator, GeneratorConfig
 from gan_inversion.model_registry import catalogue, save_model
 
-from ..nodes.tiny_models import with_tiny_models, write_tiny_models
+from ..nodes.tiny_models import with_tiny_models, write_clip, write_tiny_models
 from .server import DIR, FOLDERS, PYTHON, started
 
 MISSING = "NOT TESTED INSIDE COMFYUI: set COMFYUI_DIR (a work tree) and COMFYUI_PYTHON (a Python that runs it)"
@@ -52,6 +57,7 @@ def server(tmp_path_factory):
     from skimage import data
 
     Image.fromarray(data.astronaut()).save(base / "input" / "photo.png")
+    write_clip(base / "input" / "clip.mp4")
     models = base / "models" / "stylegan"
     write_tiny_models(models)
     (models / CORRUPT).write_text("<!DOCTYPE html><html><body>Quota exceeded</body></html>")
@@ -74,22 +80,24 @@ def template(request):
         workflow = json.loads((ROOT / "workflows" / "api" / f"{name}.json").read_text())
         if request.param == "tiny":
             workflow = with_tiny_models(workflow)
-            real = [entry.id for entry in _models_of(workflow)]
+            real = [entry.id for entry in models_of(workflow)]
             if real:
                 pytest.skip(f"no tiny models stand in for {', '.join(real)}")
             return workflow
-        missing = [entry.id for entry in _models_of(workflow) if catalogue.locate(entry)[0] is None]
+        missing = [entry.id for entry in models_of(workflow) if catalogue.locate(entry)[0] is None]
         if missing:
             pytest.skip(f"models missing: {', '.join(missing)}")
         for node in workflow.values():
             if node["class_type"] == "LoadImage":
                 node["inputs"]["image"] = "photo.png"
+            if node["class_type"] == "LoadVideo":
+                node["inputs"]["file"] = "clip.mp4"
         return workflow
 
     return read
 
 
-def _models_of(workflow: dict) -> list[catalogue.CatalogueEntry]:
+def models_of(workflow: dict) -> list[catalogue.CatalogueEntry]:
     """Catalogue entries that a workflow loads."""
     known = {entry.id: entry for entry in catalogue.load_catalogue()}
     values = [value for node in workflow.values() for value in node["inputs"].values() if isinstance(value, str)]

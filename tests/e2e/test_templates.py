@@ -2,7 +2,10 @@
 
 import copy
 
+import numpy as np
 import pytest
+
+from gan_inversion.nodes.headless.core_video import VideoFile
 
 from .conftest import ROOT
 from .server import kinds_run, the
@@ -14,19 +17,46 @@ NAMES = sorted(path.stem for path in (ROOT / "workflows" / "api").glob("*.json")
 def shortened(workflow: dict) -> dict:
     """The workflow with a few steps of refinement only; thumbnails are drawn with all of them."""
     for step in workflow.values():
-        if step["class_type"].endswith(("DHRRefine", "TuneGenerator")):
+        if step["class_type"].endswith(("DHRRefine", "TuneGenerator", "Project", "SAMMAlign")):
             step["inputs"]["steps"] = 4
     return workflow
+
+
+def saved_frames(server, done: dict, node_id: str) -> list[np.ndarray]:
+    """Pixels of the video that an output node saved."""
+    (entry,) = done["outputs"][node_id]["images"]
+    return list(VideoFile(server.base / "output" / entry["subfolder"] / entry["filename"]).frames())
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_template_runs(server, template, name):
     workflow = shortened(template(name))
     done = server.run(workflow)
-    saved = [key for key, node in workflow.items() if node["class_type"] == "SaveImage"]
+    saved = {
+        key: node["class_type"] for key, node in workflow.items() if node["class_type"] in ("SaveImage", "SaveVideo")
+    }
     assert saved, "a template saves its result"
-    for key in saved:
-        assert all(pixels.std() > 10 for pixels in server.pictures(done, key))
+    for key, kind in saved.items():
+        shown = saved_frames(server, done, key) if kind == "SaveVideo" else server.pictures(done, key)
+        assert shown and all(pixels.std() > 10 for pixels in shown)
+
+
+def test_a_video_is_edited_where_there_is_a_face(server, template):
+    workflow = template("video_frames")
+    done = server.run(workflow)
+    (report,) = done["outputs"][next(key for key, node in workflow.items() if node["class_type"] == "PreviewAny")][
+        "text"
+    ]
+    assert [line.partition(",")[0].endswith("no face found") for line in report.splitlines()[:3]] == [
+        False,
+        True,
+        False,
+    ]
+    before = list(VideoFile(server.base / "input" / "clip.mp4").frames())
+    after = saved_frames(server, done, the(workflow, "SaveVideo"))
+    assert [frame.shape for frame in before] == [frame.shape for frame in after]
+    changed = [np.abs(a.astype(int) - b).max() for a, b in zip(before, after, strict=True)]
+    assert changed[0] > 60 and changed[2] > 60 and changed[1] < 40, "other differences are those of compression"
 
 
 def test_moving_the_slider_leaves_the_encoder_alone(server, template):

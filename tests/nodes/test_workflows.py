@@ -7,12 +7,22 @@ import torch
 from PIL import Image
 
 import gan_inversion
+from gan_inversion.core.inversion import FeatureWarp, PixelBlend, WeightOffset
 from gan_inversion.nodes import all_nodes
-from gan_inversion.nodes.headless import schemas, templates
+from gan_inversion.nodes.headless import schemas, template_drawing, templates
+from gan_inversion.nodes.headless.core_video import VideoFile
 from gan_inversion.nodes.headless.runner import Runner
 from gan_inversion.nodes.headless.workflow_files import read_workflow
 
-from .tiny_models import RESOLUTION, every_node, reload_inversion, with_tiny_models, write_tiny_models
+from .tiny_models import (
+    CLIP_SIDE,
+    RESOLUTION,
+    every_node,
+    reload_inversion,
+    with_tiny_models,
+    write_clip,
+    write_tiny_models,
+)
 
 FOLDER = Path(gan_inversion.__file__).resolve().parent / "workflows"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.json"))
@@ -48,7 +58,7 @@ def test_every_widget_value_fits_its_schema(name):
         assert node["inputs"].keys() <= sockets.keys()
         for key, value in node["inputs"].items():
             # Names of models and pictures depend on the machine.
-            if not isinstance(value, list) and key not in ("model", "direction", "image"):
+            if not isinstance(value, list) and key not in ("model", "direction", "image", "file"):
                 assert schemas.coerce(sockets[key], value) == value
                 assert schemas.problem_with(sockets[key], value) is None
 
@@ -66,6 +76,18 @@ def test_editor_file_is_consistent(name):
         assert nodes[source]["pos"][0] < nodes[target]["pos"][0] or nodes[source]["pos"][1] < nodes[target]["pos"][1]
     ends = [link for node in ui["nodes"] for output in node["outputs"] for link in output["links"] or ()]
     assert sorted(ends) == sorted(link[0] for link in ui["links"]) and ui["last_link_id"] == max(ends)
+
+
+@pytest.mark.parametrize("described", templates.TEMPLATES, ids=lambda one: one.name)
+def test_thumbnails_show_what_the_template_puts_out(described):
+    for one in described.thumbnail:
+        shown = one if isinstance(one, template_drawing.Shown) else template_drawing.Shown(one)
+        node = schemas.known_nodes()[described.steps[shown.node].kind]
+        if shown.slot is None:
+            assert described.steps[shown.node].kind in ("PreviewImage", "SaveImage")
+        else:
+            assert schemas.type_of(schemas.outputs_of(node)[shown.slot]) == "IMAGE"
+    assert len(described.thumbnail) % max(1, described.columns) == 0
 
 
 def overlap(a, b):
@@ -159,6 +181,55 @@ def test_sliders_of_refining_templates_run_no_refinement(runner, name):
         "SaveImage",
         "PreviewImage",
     }
+
+
+def test_three_methods_are_in_one_inversion_and_sliders_run_none_of_them(runner):
+    workflow = with_tiny_models(read_workflow(FOLDER / "api" / "combine_methods.json"))
+    methods = [i for i, n in workflow.items() if n["class_type"].endswith(("Project", "SAMMAlign", "TuneGenerator"))]
+    for node_id in methods:
+        workflow[node_id]["inputs"]["steps"] = 2
+    result = runner.run(workflow)
+    assert len(methods) == 3 and all(result.executions[node_id] for node_id in methods)
+    first, last = (result.results[node_id][0].inversion for node_id in (methods[0], methods[-1]))
+    assert not first.modulations
+    assert {type(one) for one in last.modulations} == {FeatureWarp, PixelBlend, WeightOffset}
+    for node in workflow.values():
+        if node["class_type"] == "GANInversionApplyDirection":
+            node["inputs"]["strength"] = 0.25
+    second = by_class(workflow, runner.run(workflow).executions)
+    again = {kind for kind, count in second.items() if count}
+    assert again == {"ApplyDirection", "Render", "PasteBack", "SaveImage", "PreviewImage"}
+
+
+def test_frames_without_a_face_pass_through_the_video_template(runner, tmp_path):
+    write_clip(tmp_path / "clip.mp4")
+    workflow = with_tiny_models(read_workflow(FOLDER / "api" / "video_frames.json"))
+    result = runner.run(workflow)
+    parts, report, paste = (
+        result.results[next(i for i, node in workflow.items() if node["class_type"] == kind)][slot]
+        for kind, slot in (("GetVideoComponents", 0), ("GANInversionAlignFace", 3), ("GANInversionPasteBack", 0))
+    )
+    assert [line.endswith("no face found, passed through") for line in report.splitlines()[:3]] == [False, True, False]
+    assert parts.shape == paste.shape == (3, CLIP_SIDE, CLIP_SIDE, 3)
+    assert [torch.equal(a, b) for a, b in zip(parts, paste, strict=True)] == [False, True, False]
+    (path,) = result.images
+    saved = VideoFile(path)
+    assert path.suffix == ".mp4" and len(list(saved.frames())) == 3 and saved.fps == pytest.approx(10.0)
+
+
+def test_styles_are_mixed_without_a_photograph(runner):
+    workflow = with_tiny_models(read_workflow(FOLDER / "api" / "sample_and_mix.json"))
+    result = runner.run(workflow)
+    assert not {"LoadImage", "GANInversionLoadEncoder"} & {node["class_type"] for node in workflow.values()}
+    faces, *mixed = (
+        result.results[node_id][0].inversion.w_plus
+        for kind in ("GANInversionSample", "GANInversionMixStyles")
+        for node_id, node in workflow.items()
+        if node["class_type"] == kind and node["inputs"].get("count") != 1
+    )
+    assert len(result.images) == 12 and faces.shape[0] == 4
+    shape, colours, half = ((codes != faces).any(-1).any(0) for codes in mixed)
+    assert not (shape & colours).any() and (shape | colours).all() and half.all()
 
 
 def test_every_node_runs(runner):

@@ -3,6 +3,7 @@
 import copy
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from gan_inversion.core.directions import save_direction
@@ -19,6 +20,7 @@ FILES = {"portraits": "tiny-generator.safetensors", "portraits-e4e": "tiny-e4e.s
 FILES["portraits-smile"] = "tiny-smile.safetensors"
 DISCRIMINATOR = "tiny-discriminator.safetensors"
 REGANIE = "tiny-reganie.safetensors"
+CLIP_SIDE = 240  # pixels
 
 
 def write_tiny_models(folder: Path) -> None:
@@ -42,8 +44,21 @@ def write_tiny_models(folder: Path) -> None:
     save_model(rectifier, folder / REGANIE, {"generator": FILES["portraits"]})
 
 
+def write_clip(path: Path) -> None:
+    """A video of three frames, 10 a second: the astronaut, nobody, the astronaut."""
+    import cv2
+    from skimage import data
+
+    face = cv2.cvtColor(data.astronaut()[:CLIP_SIDE, 100 : 100 + CLIP_SIDE], cv2.COLOR_RGB2BGR)
+    nobody = np.tile(np.linspace(0, 255, CLIP_SIDE, dtype=np.uint8)[:, None, None], (1, CLIP_SIDE, 3))
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), 10.0, (CLIP_SIDE, CLIP_SIDE))
+    for frame in (face, nobody, face):
+        writer.write(frame)
+    writer.release()
+
+
 def with_tiny_models(workflow: dict) -> dict:
-    """The workflow with the bundled models replaced by the tiny ones, and their photograph by photo.png."""
+    """The workflow with the bundled models replaced by the tiny ones, its photograph by photo.png, its video by clip.mp4."""
     workflow = copy.deepcopy(workflow)
     for node in workflow.values():
         for name, value in node["inputs"].items():
@@ -51,6 +66,8 @@ def with_tiny_models(workflow: dict) -> dict:
                 node["inputs"][name] = FILES[value]
         if node["class_type"] == "LoadImage":
             node["inputs"]["image"] = "photo.png"
+        if node["class_type"] == "LoadVideo":
+            node["inputs"]["file"] = "clip.mp4"
         if node["class_type"] == "GANInversionTuneGenerator":
             node["inputs"]["discriminator"] = DISCRIMINATOR
     return workflow
