@@ -306,7 +306,7 @@ def refine(
     coarse_steps = 0 if given is not None and merge == "replace" else config.coarse_steps
 
     def one(single: Inversion, index: int, report: Progress | None) -> Refined:
-        mask = None if given is None else given[index : index + 1].clone()
+        mask = None if given is None else given[index : index + 1].to(single.image.device, copy=True)
         if coarse_steps:
             own = segment(
                 single.image, single.generator, segment_distance or distance, config, parser=parser, progress=report

@@ -201,7 +201,8 @@ def sweep(
     images: list[Tensor] = []
     labels: list[str] = []
     for index in range(len(inversion)):
-        one, others = inversion[index], (edit or Edit()).of_image(index, len(inversion))
+        one = inversion[index].to(inversion.generator.w_avg.device)
+        others = (edit or Edit()).of_image(index, len(inversion))
         for first in directions:
             for second in seconds:
                 base = others

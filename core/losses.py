@@ -49,6 +49,7 @@ class LayeredDistance:
     """
 
     name = "perceptual"
+    network: nn.Module | None = None  # follows the images to their device, where it stays
     target_gradient = False  # whether calls also differentiate in the second image
     size: int | None = None  # larger images are area-downsampled to this side first, in pixels
 
@@ -83,7 +84,8 @@ class LpipsDistance(LayeredDistance):
     target_gradient = True
 
     def __init__(self, model: nn.Module, name: str, size: int | None) -> None:
-        self.model, self.name, self.size = model, name, size
+        self.network = self.model = model
+        self.name, self.size = name, size
 
     def features(self, image: Tensor) -> list[Tensor]:
         """Taps of the backbone, of unit length over channels."""

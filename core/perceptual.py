@@ -115,11 +115,12 @@ class TrunkDistance(LayeredDistance):
 
     def __init__(self, trunk: Callable[[Tensor], list[Tensor]], size: int | None, target_gradient: bool) -> None:
         self.trunk, self.size, self.target_gradient = trunk, size, target_gradient
+        self.network = trunk if isinstance(trunk, nn.Module) else None
 
     def features(self, image: Tensor) -> list[Tensor]:
         """Weighted taps of the trunk."""
-        if isinstance(self.trunk, nn.Module):
-            self.trunk.to(image.device)
+        if self.network is not None:
+            self.network.to(image.device)
         longest = max(image.shape[2:])
         if self.size is not None and longest > self.size:
             height, width = (max(1, round(side * self.size / longest)) for side in image.shape[2:])

@@ -166,7 +166,8 @@ def refine_each(inversion: Inversion, refine: RefineOne, steps: int, progress: P
     """Refines the images of a batch one after another, so that memory does not grow with the batch.
 
     Args:
-        inversion: the batch; nothing of it is changed.
+        inversion: the batch; nothing of it is changed. Each image is brought to the generator's device only while it is
+            refined.
         refine: called with each image's inversion outside inference mode, with gradients switched on.
         steps: at most made for each image, for the progress of the batch.
         progress: called after every step with (steps done, steps in all, preview or None). `StopOptimisation` ends the
@@ -187,18 +188,22 @@ def refine_each(inversion: Inversion, refine: RefineOne, steps: int, progress: P
         report = None if progress is None else _Report(progress, index * steps, total)
         try:
             with torch.inference_mode(False), torch.enable_grad():
-                one = _owned(inversion[index])
+                one = _owned(inversion[index], inversion.generator.w_avg.device)
                 check_refinable(one)
-                images.append(refine(one, index, report))
+                images.append(_back(refine(one, index, report), inversion.w_plus.device))
         except (NotFiniteError, InvalidInputError) as error:
-            if report is not None and report.raised is error:
+            if report is not None and report.failed:
                 raise
-            first_error = first_error or error
+            # A traceback would keep all tensors of the attempt alive.
+            first_error = first_error or error.with_traceback(None)
             failures[index] = str(error)
             images.append(None)
             logger.warning("Image %d of %d was not refined: %s", index + 1, len(inversion), error)
-    if first_error is not None and len(failures) == len(inversion):
-        raise first_error
+    try:
+        if first_error is not None and len(failures) == len(inversion):
+            raise first_error
+    finally:
+        del first_error  # an error and the frame that it was raised in must not hold each other
     return Refinement(
         _join(inversion, images),
         failures,
@@ -213,7 +218,7 @@ class _Report:
     def __init__(self, progress: Progress, done: int, total: int) -> None:
         self.progress, self.before, self.total = progress, done, total
         self.stopped = False
-        self.raised: Exception | None = None
+        self.failed = False  # by something the callback raised
 
     def __call__(self, step: int, steps: int, preview: Tensor | None) -> None:
         if self.stopped:  # in an earlier part of this image's work
@@ -223,8 +228,8 @@ class _Report:
         except StopOptimisation:
             self.stopped = True
             raise
-        except Exception as error:
-            self.raised = error
+        except Exception:
+            self.failed = True
             raise
 
 
@@ -246,14 +251,21 @@ def check_settings(**values: tuple[float | None, float]) -> None:
             raise InvalidInputError(f"{name} {value}: expected a finite number of at least {least:g}.")
 
 
-def _owned(inversion: Inversion) -> Inversion:
-    """A copy whose tensors may take part in an optimisation, whatever mode they were made in."""
+def _owned(inversion: Inversion, device: torch.device) -> Inversion:
+    """A copy on a device whose tensors may take part in an optimisation, whatever mode they were made in."""
+    inversion = inversion.to(device)
     return dataclasses.replace(
         inversion,
         image=inversion.image.detach().clone(),
         w_plus=inversion.w_plus.detach().clone(),
         modulations=tuple(m.map_tensors(lambda t: t.detach().clone()) for m in inversion.modulations),
     )
+
+
+def _back(refined: Refined, device: torch.device) -> Refined:
+    """The same on the device where the batch lies."""
+    mask = refined.out_of_domain
+    return Refined(refined.inversion.to(device), refined.steps, None if mask is None else mask.to(device))
 
 
 def _join(before: Inversion, images: Sequence[Refined | None]) -> Inversion:
@@ -267,11 +279,10 @@ def _join(before: Inversion, images: Sequence[Refined | None]) -> Inversion:
     places += dict.fromkeys(place for some in own for place in some if place not in places)
     added = [_stack([some.get(place) for some in own]) for place in places]
     codes = [before.w_plus[i : i + 1] if image is None else image.inversion.w_plus for i, image in enumerate(images)]
-    device = refined[0].w_plus.device
     info = {**before.info, **refined[0].info}
     return dataclasses.replace(
         before,
-        w_plus=torch.cat([code.detach().to(device) for code in codes]).to(before.w_plus.device),
+        w_plus=torch.cat([code.detach() for code in codes]),
         modulations=(*before.modulations, *added),
         info=info,
     )

@@ -7,20 +7,24 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import logging
 import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from ..core.imaging import to_pil
 from ._paths import inside
+
+logger = logging.getLogger(__name__)
 
 # ComfyUI imports these before any node pack; finding them merely on the path would not mean that it runs.
 RUNNING = {"folder_paths", "comfy.model_management", "comfy.utils"} <= sys.modules.keys()
@@ -42,11 +46,14 @@ _folders: Any = importlib.import_module("folder_paths") if RUNNING else io
 
 __all__ = ["RUNNING", "ComfyExtension", "io", "ui"]
 
+_Result = TypeVar("_Result")
+
 MODEL_FOLDER = "stylegan"
 MODEL_SUFFIXES = frozenset({".pt", ".pth", ".pkl", ".ckpt", ".safetensors", ".npy", ".npz", ".onnx"})
 IMAGE_UPLOAD = io.UploadType.image
 
 _PREVIEW_SIDE = 512  # pixels
+_EVERYTHING = 1e30  # bytes: what the host asks for to unload all
 _has_advanced = "advanced" in inspect.signature(io.Int.Input.__init__).parameters
 # Keyword arguments of an expert's widget: newer editors fold these away.
 EXPERT: dict[str, Any] = {"advanced": True} if _has_advanced else {}
@@ -169,12 +176,27 @@ class Network:
 
     @staticmethod
     def of(module: nn.Module) -> Network:
-        """Registers a module with the host."""
+        """Registers a module with the host.
+
+        Not by its CoreModelPatcher, which may stream weights: that one expects casting layers, and never takes parameters
+        of modules with children (all of StyleGAN2's convolutions) off the device again.
+        """
         if not RUNNING:
             return Network(module)
-        patching: Any = importlib.import_module("comfy.model_patcher")
-        make = getattr(patching, "CoreModelPatcher", patching.ModelPatcher)
+        make = importlib.import_module("comfy.model_patcher").ModelPatcher
         return Network(module, make(module, load_device=device(), offload_device=_host.unet_offload_device()))
+
+    def release(self) -> None:
+        """Takes the module off the device and out of the host's list: for one that serves a single run."""
+        with torch.inference_mode(False):
+            if self.patcher is None:
+                self.module.to("cpu")
+                return
+            loaded = _host.current_loaded_models
+            for place in reversed(range(len(loaded))):
+                if loaded[place].model is self.patcher:
+                    loaded.pop(place).model_unload()
+            self.module.to(self.patcher.offload_device)  # where loading ended half way
 
 
 def load_models(networks: Iterable[Network], memory: int = 0) -> torch.device:
@@ -185,10 +207,60 @@ def load_models(networks: Iterable[Network], memory: int = 0) -> torch.device:
         if RUNNING:
             # Plain modules have no casting layers, so they cannot be loaded in part.
             _host.load_models_gpu([n.patcher for n in networks], memory_required=memory, force_full_load=True)
-        else:
-            for network in networks:
-                network.module.to(device())
+        for network in networks:
+            # Under --novram the host leaves that to layers which plain modules do not have.
+            network.module.to(device())
     return device()
+
+
+@contextmanager
+def on_device(
+    networks: Iterable[Network], helpers: Iterable[nn.Module] = (), memory: int = 0
+) -> Iterator[tuple[torch.device, list[Network]]]:
+    """Networks on the device they run on, together with modules that serve this run alone.
+
+    Args:
+        networks: stay there afterwards, until the host needs their place.
+        helpers: leave the device at the end, also after an error or an interrupt.
+        memory: what their activations need, in bytes.
+
+    Yields:
+        (the device, the networks of all of them).
+    """
+    lent = [Network.of(module) for module in helpers]
+    together = [*networks, *lent]
+    try:
+        yield load_models(together, memory), together
+    finally:
+        for network in lent:
+            network.release()
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Whether an error says that the device's memory is full."""
+    if isinstance(error, torch.cuda.OutOfMemoryError):  # the one of every device that has its own
+        return True
+    known = getattr(_host, "is_oom", None)  # newer hosts; it also settles the device afterwards
+    if known is not None and known(error):
+        return True
+    return isinstance(error, RuntimeError) and "out of memory" in str(error).lower()  # as MPS says it
+
+
+def with_room(function: Callable[[], _Result], networks: Sequence[Network]) -> _Result:
+    """function(); where memory runs out, once more after all models but these networks were pushed off the device."""
+    try:
+        return function()
+    except Exception as error:
+        if not out_of_memory(error):
+            raise
+    # Only here, behind the handler, are the tensors of the first attempt gone.
+    logger.warning("Memory ran out: other models leave the device for one more attempt.")
+    if RUNNING:
+        patchers = [network.patcher for network in networks]
+        kept = [loaded for loaded in _host.current_loaded_models if any(loaded.model is p for p in patchers)]
+        _host.free_memory(_EVERYTHING, device(), kept)
+        _host.soft_empty_cache()
+    return function()
 
 
 @contextmanager
@@ -199,20 +271,35 @@ def optimising() -> Iterator[None]:
 
 
 def in_chunks(
-    function: Callable[[Tensor], Tensor], batch: Tensor, size: int, report: Progress, done: int = 0
+    function: Callable[[Tensor], Tensor],
+    batch: Tensor,
+    size: int,
+    networks: Sequence[Network],
+    report: Progress,
+    done: int = 0,
 ) -> Tensor:
-    """function(batch) in chunks of `size` rows, smaller ones when memory runs out, on the intermediate device."""
+    """function(batch) in chunks of `size` rows, smaller ones when memory runs out, on the intermediate device.
+
+    Single rows go through `with_room`, which keeps these networks on the device.
+    """
     results: list[Tensor] = []
+
+    def result(part: Tensor) -> Tensor:
+        return function(part).to(intermediate_device())
+
     start = 0
     while start < len(batch):
         part = batch[start : start + size]
-        try:
-            results.append(function(part).to(intermediate_device()))
-        except torch.cuda.OutOfMemoryError:
-            if len(part) == 1:
-                raise
-            size = len(part) // 2
-            continue
+        if len(part) == 1:
+            results.append(with_room(partial(result, part), networks))
+        else:
+            try:
+                results.append(result(part))
+            except Exception as error:
+                if not out_of_memory(error):
+                    raise
+                size = len(part) // 2
+                continue
         start += len(part)
         report(done + start)
     return torch.cat(results)

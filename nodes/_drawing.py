@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +17,7 @@ from ..core.generator import Generator
 from ..core.imaging import from_pil, resize_antialiased, to_pil
 from ..core.inversion import Inversion, render
 from ..core.invertibility import LatentMap, colour_preview, legend
-from ._comfy import Progress, intermediate_device, load_models
+from ._comfy import Progress, intermediate_device, load_models, with_room
 from ._types import GeneratorWire
 
 _ASPECT_TOLERANCE = 0.02
@@ -36,10 +37,14 @@ def draw(
     device = load_models([generator.network], generator.activation_bytes)
     dtype = generator.dtype_on(device)
     images: list[Tensor] = []
+
+    def drawn(one: Inversion) -> Tensor:
+        image = render(one.to(device), edit, noise=noise, dtype=dtype)
+        return image.clamp(-1.0, 1.0).to(intermediate_device())
+
     for index in range(len(inversion)):
         report(done + index)
-        image = render(inversion[index].to(device), edit, noise=noise, dtype=dtype)
-        images.append(image.clamp(-1.0, 1.0).to(intermediate_device()))
+        images.append(with_room(partial(drawn, inversion[index]), [generator.network]))
     report(done + len(inversion))
     return torch.cat(images)
 

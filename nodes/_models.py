@@ -243,8 +243,11 @@ def files_below(folder: Path, suffixes: Collection[str], largest: int | None = N
     for place, folders, files in os.walk(folder, followlinks=True):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for file in sorted(files):
+            # By name first: the output folder may hold many thousand pictures.
+            if file.startswith(".") or os.path.splitext(file)[1].lower() not in suffixes:
+                continue
             path = Path(place, file)
-            if file.startswith(".") or path.suffix.lower() not in suffixes or not path.is_file():
+            if not path.is_file():
                 continue
             if largest is None or path.stat().st_size <= largest:
                 yield path.relative_to(folder).as_posix()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -12,6 +12,7 @@ from torch import nn
 from ..core.discriminator import Discriminator
 from ..core.errors import ModelNotFoundError, UnsupportedModelError
 from ..core.inversion import Inversion
+from ..core.losses import LayeredDistance
 from ..core.refinement import Refinement
 from ..model_registry import catalogue, load_model, perceptual_distance
 from ..model_registry.perceptual import BUNDLED_DISTANCE, available_distance
@@ -23,14 +24,14 @@ from ._comfy import (
     check_interrupt,
     intermediate_device,
     io,
-    load_models,
+    on_device,
     optimising,
     progress,
+    with_room,
 )
 from ._types import GeneratorWire, InversionWire
 
 if TYPE_CHECKING:
-    from ..core.losses import LayeredDistance
     from ..core.parsing import FaceParser
 
 AUTOMATIC = "automatic"
@@ -139,28 +140,26 @@ def refine_wire(
 
     Args:
         wire: stays as it is; the edit built up on it is kept.
-        refine: takes the inversion on the device it runs on, and the progress.
+        refine: takes the inversion, whose generator lies on the device it runs on, and the progress.
         steps: at most made for each image.
-        helpers: further networks, moved to that device and back.
-        networks: further networks of the host's, from other wires, which it moves itself.
+        helpers: further networks and distances that no other node has; None are left out. They leave that device again.
+        networks: further networks of the host's, from other wires.
     """
     generator = wire.generator
     report = progress(steps * len(wire.inversion))
-    device = load_models([generator.network, *networks], GRADIENT_COPIES * generator.activation_bytes)
-    modules = [helper for helper in helpers if isinstance(helper, nn.Module)]
-    try:
-        with optimising():
-            for module in modules:
-                module.to(device)
-            network = differentiable(generator.generator)
-            begun = dataclasses.replace(wire.inversion.to(device), generator=network)
-            found = refine(begun, report)
-            report(report.total or 1)  # images that were ended early leave steps over
-    finally:
-        for module in modules:
-            module.to("cpu")
+    memory = GRADIENT_COPIES * generator.activation_bytes
+    with on_device([generator.network, *networks], modules_of(helpers), memory) as (_, loaded), optimising():
+        begun = dataclasses.replace(wire.inversion, generator=differentiable(generator.generator))
+        found = with_room(lambda: refine(begun, report), loaded)
+        report(report.total or 1)  # images that were ended early leave steps over
     refined = dataclasses.replace(found.inversion.to(intermediate_device()), generator=generator.generator)
     return dataclasses.replace(wire, inversion=refined), found
+
+
+def modules_of(helpers: Iterable[Any]) -> list[nn.Module]:
+    """The networks among networks, distances and None."""
+    found = (helper.network if isinstance(helper, LayeredDistance) else helper for helper in helpers)
+    return [module for module in found if isinstance(module, nn.Module)]
 
 
 def report_words(found: Refinement, *more: str) -> str:

@@ -115,11 +115,11 @@ def to_core(image: Tensor, name: str = "image") -> Tensor:
 
 
 def channels_first(image: Tensor, name: str = "image") -> Tensor:
-    """IMAGE -> [B, 3, H, W], float32, values unchanged; channels and errors as in `to_core`."""
+    """IMAGE -> [B, 3, H, W], float32, values unchanged, on the intermediate device; channels and errors as in `to_core`."""
     if not isinstance(image, Tensor) or image.ndim != 4 or image.shape[-1] not in (1, 3, 4) or 0 in image.shape:
         found = tuple(image.shape) if isinstance(image, Tensor) else type(image).__name__
         raise InvalidInputError(f"Input {name!r} is {found}: expected an IMAGE [batch, height, width, 1, 3 or 4].")
-    image = image[..., :3].expand(-1, -1, -1, 3)
+    image = image[..., :3].expand(-1, -1, -1, 3).to(intermediate_device())
     return image.movedim(-1, 1).contiguous().float()
 
 
@@ -141,15 +141,15 @@ def mask_out(mask: Tensor) -> Tensor:
 def mask_in(mask: Tensor | None, inversion: Inversion) -> Tensor | None:
     """MASK -> [B, 1, R, R] in 0..1 at the generator's size for each image of an inversion; None stays None."""
     side = inversion.generator.resolution
-    return None if mask is None else match_mask(mask.float(), (side, side), len(inversion))
+    return None if mask is None else match_mask(mask.to(intermediate_device()).float(), (side, side), len(inversion))
 
 
 def painted(mask: Tensor | None) -> Tensor | None:
-    """The mask, or None where nothing at all is selected.
+    """The mask on the intermediate device, or None where nothing at all is selected.
 
     LoadImage gives such a mask for a picture on which nobody painted: 64x64 without an alpha channel, else of its size.
     """
-    return None if mask is None or not mask.any() else mask
+    return None if mask is None or not mask.any() else mask.to(intermediate_device())
 
 
 def check_finite(**numbers: float) -> None:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..core.blending import MERGE_MODES, blend, feather, match_mask, merge_masks
 from ..core.imaging import resize_antialiased
-from ._comfy import io, schema
+from ._comfy import intermediate_device, io, schema
 from ._types import channels_first, channels_last, check_choice, check_finite, common_batch, item, mask_out, painted
 
 _MODES = _TAKE, _KEEP = "image inside mask", "source inside mask"
@@ -107,7 +107,7 @@ class GANInversionBlend(io.ComfyNode):
 
 
 def _merged(mask: Tensor, second: Tensor | None, merge: str, size: tuple[int, int]) -> Tensor:
-    first = match_mask(mask, size, len(mask) if mask.ndim > 2 else 1)
+    first = match_mask(mask.to(intermediate_device()), size, len(mask) if mask.ndim > 2 else 1)
     if second is None:
         return first
     return merge_masks(first, match_mask(second, size, len(second) if second.ndim > 2 else 1), merge)

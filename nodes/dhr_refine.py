@@ -161,7 +161,7 @@ class GANInversionDHRRefine(io.ComfyNode):
                 progress=report,
             )
 
-        wire, found = refine_wire(inversion, run, each, [parser])
+        wire, found = refine_wire(inversion, run, each, [refining, segmenting, parser])
         drawn = draw(wire.inversion, wire.generator, None, progress())
         assert found.out_of_domain is not None
         where = found.out_of_domain.to(intermediate_device())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 
 from ..core.attributes import ATTRIBUTES, attribute_of_direction
@@ -9,7 +11,7 @@ from ..core.editing import Direction
 from ..core.errors import InvalidInputError
 from ..core.imaging import from_pil
 from ..core.latents import SweepGrid, sweep
-from ._comfy import Progress, io, load_models, progress, schema
+from ._comfy import Progress, io, load_models, progress, schema, with_room
 from ._drawing import draw
 from ._measuring import IDENTITY_WORDS, FaceMeter, cell_captions
 from ._types import DirectionSocket, InversionSocket, InversionWire, check_choice, check_finite, to_comfy
@@ -136,8 +138,9 @@ class GANInversionDirectionSweep(io.ComfyNode):
         cells = len(inversion.inversion) * max(len(seconds), 1) * steps
         report = progress((1 + measure) * cells)
         device = load_models([wire.network], wire.activation_bytes)
-        grid = sweep(
-            inversion.inversion.to(device),
+        draw_all = partial(
+            sweep,
+            inversion.inversion,
             direction,
             _spaced(limits, steps),
             second_direction=second_direction,
@@ -147,6 +150,7 @@ class GANInversionDirectionSweep(io.ComfyNode):
             dtype=wire.dtype_on(device),
             on_progress=lambda done, _: report(done),
         )
+        grid = with_room(draw_all, [wire.network])
         labels = f"Columns: {', '.join(grid.column_labels)}\nRows: {', '.join(grid.row_labels)}"
         captions: list[str] = []
         if measure:

@@ -101,12 +101,13 @@ class GANInversionEncode(io.ComfyNode):
                 generator.domain,
             )
         memory = _ENCODER_BYTES * min(count, _CHUNK) + generator.activation_bytes
-        device = load_models([encoder.network, generator.network], memory)
+        networks = [encoder.network, generator.network]
+        device = load_models(networks, memory)
 
         def encode(part: Tensor) -> Tensor:
             return network(part.to(device), generator=module, iterations=iterations)
 
-        w_plus = in_chunks(encode, target, _CHUNK, report)
+        w_plus = in_chunks(encode, target, _CHUNK, networks, report)
         info = {"method": network.config.architecture, "encoder": encoder.name, "generator": generator.name}
         inversion = Inversion(fitted.to(intermediate_device()), w_plus, module, crops=crops, info=info)
         drawn = draw(inversion, generator, None, report, done=count)

@@ -205,7 +205,7 @@ class GANInversionMultilayerInvert(io.ComfyNode):
             given = {"learning_rate": learning_rate, "feature_weight": feature_weight}  # 0 is automatic
             chosen_ones = {name: value for name, value in given.items() if value}
             config = suited_config(measure.name, steps=steps, seed=seed, **chosen_ones)
-            taken, each, helpers, said = _PAINTED_OVER, steps, [], distance_words(measure, distance)
+            taken, each, helpers, said = _PAINTED_OVER, steps, [measure], distance_words(measure, distance)
             work = _optimising(config, measure, seconds)
 
         def run(begun: Inversion, report: Progress) -> Refinement:

@@ -6,8 +6,10 @@ import dataclasses
 import hashlib
 import math
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,15 +30,14 @@ from ..model_registry.perceptual import BUNDLED_DISTANCE
 from . import _models
 from ._comfy import (
     EXPERT,
-    Network,
     check_interrupt,
-    device,
     intermediate_device,
     io,
-    load_models,
+    on_device,
     optimising,
     progress,
     schema,
+    with_room,
 )
 from ._drawing import latent_map_picture
 from ._refinement import (
@@ -50,6 +51,7 @@ from ._refinement import (
     distance_named,
     distance_words,
     find_face_parser,
+    modules_of,
     seed_input,
 )
 from ._types import (
@@ -342,24 +344,30 @@ class _Predictor:
         if None not in (domain, generator.domain) and domain != generator.domain:
             self.words += f" It was trained on {domain} pictures, {generator.name} draws {generator.domain}."
 
-    def prepare(self) -> None:
-        """Loads the network. Raises GeneratorMismatchError where it was made for other spaces than the generator has."""
+    def _load(self) -> InvertibilityNet:
+        """Raises GeneratorMismatchError where the network was made for other spaces than the generator has."""
         loaded = load_model(self.place, architecture="sam-invertibility", check_interrupt=check_interrupt)
-        self.network: InvertibilityNet = loaded.module  # type: ignore[assignment]
+        network: InvertibilityNet = loaded.module  # type: ignore[assignment]
         side = self.generator.generator.resolution
-        own, spaces = latent_spaces(side), self.network.spaces
+        own, spaces = latent_spaces(side), network.spaces
         if not set(spaces) <= set(own):
             raise GeneratorMismatchError(
                 f"Predictor {self.name} was made for the latent spaces {', '.join(spaces)}; generator "
                 f"{self.generator.name} ({side} px) has {', '.join(own)}. Choose a predictor made for this generator, or "
                 f"method {_MEASURE!r}."
             )
-        self.device = load_models([Network.of(self.network)], _BYTES)
+        return network
 
-    def errors(self, one: Inversion, frame: _Frame, step: _Step) -> dict[str, Tensor]:
-        """Space -> [1, 1, h, w]."""
-        with torch.no_grad():
-            return self.network(frame.small(one.image).to(self.device))
+    @contextmanager
+    def prepared(self) -> Iterator[Callable[[Inversion, _Frame, _Step], dict[str, Tensor]]]:
+        """A function from an image to space -> errors [1, 1, h, w], while the network lies on the device."""
+        network = self._load()
+        with on_device([], [network], _BYTES) as (device, loaded), torch.no_grad():
+
+            def errors(one: Inversion, frame: _Frame, step: _Step) -> dict[str, Tensor]:
+                return with_room(lambda: network(frame.small(one.image).to(device)), loaded)
+
+            yield errors
 
 
 class _Measuring:
@@ -375,26 +383,31 @@ class _Measuring:
         self.key = f"{self.config} {called}"
         self.words = f"{why} {steps} steps in each space. {distance_words(self.distance, name)}"
 
-    def prepare(self) -> None:
-        """Loads the generator."""
-        self.device = load_models([self.generator.network], GRADIENT_COPIES * self.generator.activation_bytes)
-        with optimising():
-            self.network = differentiable(self.generator.generator)
+    @contextmanager
+    def prepared(self) -> Iterator[Callable[[Inversion, _Frame, _Step], dict[str, Tensor]]]:
+        """A function from an image to space -> errors [1, 1, h, w], while the generator lies on the device."""
+        memory = GRADIENT_COPIES * self.generator.activation_bytes
+        helpers = modules_of([self.distance])
+        with on_device([self.generator.network], helpers, memory) as (device, loaded), optimising():
+            network = differentiable(self.generator.generator)
 
-    def errors(self, one: Inversion, frame: _Frame, step: _Step) -> dict[str, Tensor]:
-        """Space -> [1, 1, h, w]."""
-        with optimising():
-            image, code = (value.detach().clone().to(self.device) for value in (one.image, one.w_plus))
-            found = measure_errors(
-                image,
-                self.network,
-                None,
-                self.config,
-                start=code,
-                distance=self.distance,
-                progress=lambda made, _, preview: step(made, preview),
-            )
-        return {space: area_pool(frame.cut(error), frame.size) for space, error in found.items()}
+            def measured(one: Inversion, step: _Step) -> dict[str, Tensor]:
+                image, code = (value.detach().clone().to(device) for value in (one.image, one.w_plus))
+                return measure_errors(
+                    image,
+                    network,
+                    None,
+                    self.config,
+                    start=code,
+                    distance=self.distance,
+                    progress=lambda made, _, preview: step(made, preview),
+                )
+
+            def errors(one: Inversion, frame: _Frame, step: _Step) -> dict[str, Tensor]:
+                found = with_room(lambda: measured(one, step), loaded)
+                return {space: area_pool(frame.cut(error), frame.size) for space, error in found.items()}
+
+            yield errors
 
 
 def _source(method: str, generator: GeneratorWire, distance: str, steps: int, seed: int) -> _Predictor | _Measuring:
@@ -417,34 +430,37 @@ def _find(source: _Predictor | _Measuring, wire: InversionWire, frame: _Frame) -
     made: list[_Errors | None] = []
     failures: dict[int, str] = {}
     first_error: Exception | None = None
-    ready = False
-    for index in range(len(inversion)):
-        one, done = inversion[index], index * source.each
+    with ExitStack() as stack:
+        find: Callable[[Inversion, _Frame, _Step], dict[str, Tensor]] | None = None
+        for index in range(len(inversion)):
+            one, done = inversion[index], index * source.each
 
-        def step(value: int, preview: Tensor | None, done: int = done) -> None:
-            report(done + value, preview=preview)
+            def step(value: int, preview: Tensor | None, done: int = done) -> None:
+                report(done + value, preview=preview)
 
-        try:
-            check_refinable(one)
-            key = _hash(one, wire.generator.identity, source.key, str(frame))
-            if key not in _memory:
-                if not ready:
-                    source.prepare()
-                    ready = True
-                errors = source.errors(one, frame, step)
-                _memory[key] = {space: error.detach().float().cpu() for space, error in errors.items()}
-            _memory.move_to_end(key)
-            made.append(_memory[key])
-            while len(_memory) > _REMEMBERED:
-                _memory.popitem(last=False)
-        except (NotFiniteError, InvalidInputError) as error:
-            first_error = first_error or error
-            failures[index] = str(error)
-            made.append(None)
-        report(done + source.each)
+            try:
+                check_refinable(one)
+                key = _hash(one, wire.generator.identity, source.key, str(frame))
+                if key not in _memory:
+                    find = find or stack.enter_context(source.prepared())
+                    errors = find(one, frame, step)
+                    _memory[key] = {space: error.detach().float().cpu() for space, error in errors.items()}
+                _memory.move_to_end(key)
+                made.append(_memory[key])
+                while len(_memory) > _REMEMBERED:
+                    _memory.popitem(last=False)
+            except (NotFiniteError, InvalidInputError) as error:
+                # A traceback would keep all tensors of the attempt alive.
+                first_error = first_error or error.with_traceback(None)
+                failures[index] = str(error)
+                made.append(None)
+            report(done + source.each)
     good = next((errors for errors in made if errors is not None), None)
-    if good is None:
-        raise first_error or InvalidInputError("Input 'inversion' holds no image: expected one or more.")
+    try:
+        if good is None:
+            raise first_error or InvalidInputError("Input 'inversion' holds no image: expected one or more.")
+    finally:
+        del first_error  # an error and the frame that it was raised in must not hold each other
     none = torch.zeros_like(next(iter(good.values())))
     joined = {space: torch.cat([none if maps is None else maps[space] for maps in made]) for space in good}
     return {space: maps.to(intermediate_device()) for space, maps in joined.items()}, failures
@@ -469,27 +485,26 @@ def _decided(
 ) -> LatentMap:
     """The map of each image; that of failed ones is W+ everywhere."""
     found: list[LatentMap] = []
-    try:
-        if parser is not None:
-            parser.to(device())
+    with on_device([], modules_of([parser]), _BYTES) as (device, loaded):
+
+        def labels_of(index: int) -> Tensor:
+            return _labels(inversion[index].image, frame, parser, device).to(intermediate_device())
+
         for index in range(len(inversion)):
             check_interrupt()
             own = {space: maps[index : index + 1] for space, maps in errors.items()}
             labels = None
             if segments != _PIXELS and index not in failures:
-                labels = _labels(inversion[index].image, frame, parser).to(intermediate_device())
+                labels = with_room(partial(labels_of, index), loaded)
             found.append(latent_map(own, labels, tau))
-    finally:
-        if parser is not None:
-            parser.to("cpu")
     return LatentMap(found[0].spaces, torch.cat([one.index for one in found]))
 
 
-def _labels(image: Tensor, frame: _Frame, parser: FaceParser | None) -> Tensor:
+def _labels(image: Tensor, frame: _Frame, parser: FaceParser | None, device: torch.device) -> Tensor:
     """Segments [1, h, w] of a photograph [1, 3, R, R]."""
     if parser is None:
         return superpixels(frame.small(image))
-    labels = face_segments(parse(parser, frame.cut(image).to(device())))
+    labels = face_segments(parse(parser, frame.cut(image).to(device)))
     return F.interpolate(labels[:, None].float(), size=frame.size, mode="nearest")[:, 0].long()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -17,13 +18,14 @@ from ._comfy import (
     check_interrupt,
     intermediate_device,
     io,
-    load_models,
+    on_device,
     optimising,
     progress,
     schema,
+    with_room,
 )
 from ._drawing import draw, fit_to_generator
-from ._refinement import differentiable
+from ._refinement import differentiable, modules_of
 from ._types import (
     CropSocket,
     CropsWire,
@@ -174,18 +176,21 @@ class GANInversionProject(io.ComfyNode):
         )
         measure = _distance(distance)
         report = progress(count * (steps + 1))
-        device = load_models([generator.network], _GRADIENT_COPIES * generator.activation_bytes)
+        memory = _GRADIENT_COPIES * generator.activation_bytes
         codes: list[Tensor] = []
-        with optimising():
+        with on_device([generator.network], modules_of([measure]), memory) as (device, loaded), optimising():
             network = differentiable(generator.generator)
-            for index, photo in enumerate(target.split(1)):
+
+            def found(index: int) -> Inversion:
                 begin = None if start is None else item(start.inversion.w_plus, index).clone().to(device)
-                photo = photo.clone().to(device)
-                found = project(
-                    photo, network, config, start=begin, distance=measure, progress=_offset(report, index * steps)
-                )
-                codes.append(found.w_plus.to(intermediate_device()))
-        info = {**found.info, "generator": generator.name}
+                photo = target[index : index + 1].clone().to(device)
+                step = _offset(report, index * steps)
+                return project(photo, network, config, start=begin, distance=measure, progress=step)
+
+            for index in range(count):
+                one = with_room(partial(found, index), loaded)
+                codes.append(one.w_plus.to(intermediate_device()))
+        info = {**one.info, "generator": generator.name}
         inversion = Inversion(
             target.to(intermediate_device()), torch.cat(codes), generator.generator, crops=crops, info=info
         )

@@ -246,9 +246,9 @@ def _failures(inversion: Inversion) -> dict[int, str]:
         try:
             check_refinable(inversion[index])
         except (NotFiniteError, InvalidInputError) as error:
-            errors[index] = error
+            errors[index] = error.with_traceback(None)  # or it would hold this frame, which holds it
     if len(errors) == len(inversion):
-        raise errors[0]
+        raise errors.pop(0)
     return {index: str(error) for index, error in errors.items()}
 
 

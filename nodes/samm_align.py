@@ -284,7 +284,7 @@ class GANInversionSAMMAlign(io.ComfyNode):
 
         each = steps if trained is None else 1
         wired = trained is not None and encoder is not None
-        helpers = [] if trained is None else [trained.samm] if wired else [trained.samm, trained.encoder]
+        helpers = [compared] if trained is None else [trained.samm] if wired else [trained.samm, trained.encoder]
         wire, found = refine_wire(
             inversion, run, each, helpers, [encoder.network] if wired and encoder is not None else ()
         )

@@ -169,6 +169,7 @@ class GANInversionTuneGenerator(io.ComfyNode):
                 inversion,
                 lambda begun, report: tune(begun, measure, config, progress=report),
                 steps + (config.pivot_steps if pivot == _PROJECTED else 0),
+                [measure],
             )
             said = distance_words(measure, distance)
         drawn = draw(wire.inversion, wire.generator, None, progress())

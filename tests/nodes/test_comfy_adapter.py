@@ -40,14 +40,14 @@ def test_chunks_shrink_when_memory_runs_out():
         return part * 2
 
     batch = torch.arange(7.0)[:, None]
-    assert torch.equal(_comfy.in_chunks(work, batch, 4, _comfy.progress(7)), batch * 2)
+    assert torch.equal(_comfy.in_chunks(work, batch, 4, [], _comfy.progress(7)), batch * 2)
     assert sizes == [4, 2, 2, 2, 1]
 
     def never(part):
         raise torch.cuda.OutOfMemoryError
 
     with pytest.raises(torch.cuda.OutOfMemoryError):
-        _comfy.in_chunks(never, batch, 4, _comfy.progress(7))
+        _comfy.in_chunks(never, batch, 4, [], _comfy.progress(7))
 
 
 def test_optimising_leaves_inference_mode():
