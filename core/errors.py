@@ -4,6 +4,14 @@
 class GANInversionError(Exception):
     """Base class: catch this to catch everything the package raises on purpose."""
 
+    # ComfyUI shows an error with its module, which for a node pack would be the path of its folder.
+    __module__ = "gan_inversion"
+
+    def __init_subclass__(cls) -> None:
+        """Gives every error the same short module."""
+        super().__init_subclass__()
+        cls.__module__ = GANInversionError.__module__
+
 
 class InvalidInputError(GANInversionError, ValueError):
     """A tensor, image, option or name has the wrong shape, range or value."""

@@ -170,6 +170,10 @@ class GANInversionAlignFace(io.ComfyNode):
             told = "".join(f" [{problem}]" for problem in problems)
             lines.append(f"Image {number + 1} of {len(photos)}: {_words(faces, face, crop, index)}{told}")
             report(number + 1)
+        if passed := crops.count(None) if len(crops) > 1 else 0:
+            lines.append(
+                f"{len(crops) - passed} of {len(crops)} images have a face; {passed} passed through as they were."
+            )
         if detector == "auto" and face_landmarks is None and bounding_box is None and _yunet_file() is None:
             lines.append("The detector yunet finds more faces: choose it once to download its file (0.2 MB).")
         return io.NodeOutput(

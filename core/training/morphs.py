@@ -283,7 +283,8 @@ class MorphModel:
         Args:
             codes: as `draw_codes` gives them.
             generator: on the CPU.
-            amount: greatest part of the way, 0..1; drawn for each picture, once for the shape and once for pose and light.
+            amount: greatest part of the way, above 1 beyond; drawn for each picture, once for the shape and once for pose
+                and light.
         """
         others = self.draw_codes(len(codes), generator).to(codes)
         shape, light = amount * torch.rand(2, len(codes), 1, generator=generator).to(codes)

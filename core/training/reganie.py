@@ -108,7 +108,7 @@ class ReganieTraining:
     occluded_share: float = 0.85  # of those: with objects
     objects: tuple[int, int] = (1, 2)  # in such a picture
     deformation: float = 0.02  # of the faces, see `encoder.deformed`
-    portrait_edits: float = 1.0  # greatest edit of a portrait, see `MorphModel.draw_edits`
+    portrait_edits: float = 1.5  # greatest edit of a portrait, see `MorphModel.draw_edits`
     style_mixing: float = 0.5  # of the codes: fine rows from another z
     terms: tuple[int, int] = (1, 3)  # directions in one edit
     some_rows: float = 0.5  # probability that a direction acts on a random range of rows, not on its own
@@ -632,6 +632,9 @@ def main(argv: Sequence[str], registry: DirectionRegistry) -> Path | str:
     parser.add_argument("--r1", type=float, default=defaults.r1)
     parser.add_argument("--portrait-share", type=float, default=defaults.portrait_share, help="with --portraits")
     parser.add_argument("--occluded-share", type=float, default=defaults.occluded_share, help="of the portraits")
+    parser.add_argument(
+        "--portrait-edits", type=float, default=defaults.portrait_edits, help="greatest edit of a portrait"
+    )
     parser.add_argument("--uses", type=int, default=defaults.uses, help="steps that the pictures of one step serve")
     parser.add_argument("--ema-decay", type=float, default=defaults.ema_decay, help="of the averaged weights")
     parser.add_argument("--dry-run", action="store_true", help="a few steps with random networks of FFHQ's size")
@@ -656,7 +659,7 @@ def main(argv: Sequence[str], registry: DirectionRegistry) -> Path | str:
     keep_freed_memory()
     names = (
         *("steps", "learning_rate", "final_learning_rate", "adversarial", "adversarial_start", "r1"),
-        *("portrait_share", "occluded_share", "uses", "ema_decay"),
+        *("portrait_share", "occluded_share", "portrait_edits", "uses", "ema_decay"),
     )
     settings = dataclasses.replace(
         defaults, batch=options.batch or defaults.batch, **{name: getattr(options, name) for name in names}

@@ -1,8 +1,8 @@
-"""Completes the help pages that ComfyUI shows for a node: prose is written by hand, tables come from the schemas.
+"""Completes the help pages that ComfyUI shows for a node: prose is written by hand, lists come from the schemas.
 
 `python -m gan_inversion.nodes.headless.help_pages` rewrites what stands between the two marks of every page, and nothing
 else. English is web/docs/NODE.md, which the editor also shows in languages without a page of their own; Chinese is
-web/docs/NODE/zh.md, whose tables come from locales/zh. Pictures are found relative to web/docs in either.
+web/docs/NODE/zh.md, whose lists come from locales/zh. Pictures are found relative to web/docs in either.
 
 For a new node: run `...headless.locales`, add the texts it names to locales/zh, write both pages after those of another node
 (prose, headings, the two marks), add a picture to help_pictures.py where one helps, run that and this.
@@ -26,6 +26,7 @@ ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "web" / "docs"
 BEGIN, END = "<!-- begin: written by help_pages.py -->", "<!-- end -->"
 
+_OWN_TYPES = "GANINVERSION_"
 _ENDLESS = 2**31  # limits from here on are those of the number format
 
 logger = logging.getLogger(__name__)
@@ -37,8 +38,8 @@ class Language:
 
     code: str
     headings: tuple[str, ...]  # in the order of a page
-    inputs: tuple[str, str, str]  # heads of the columns
-    outputs: tuple[str, str, str]
+    inputs: str  # heads of the lists
+    outputs: str
     kinds: Mapping[str, str]  # of widgets; sockets keep their names
     switch: tuple[str, str]  # off, on
     span: str  # of numbers
@@ -55,8 +56,8 @@ LANGUAGES = (
     Language(
         code="en",
         headings=("When to use it", "Inputs and outputs", "Tips", "Paper"),
-        inputs=("Input", "Accepts", "What it does"),
-        outputs=("Output", "Type", "What it is"),
+        inputs="Inputs",
+        outputs="Outputs",
         kinds={"INT": "whole number", "FLOAT": "number", "STRING": "text", "BOOLEAN": "on or off", "COMBO": "choice"},
         switch=("off", "on"),
         span="{} to {}",
@@ -67,8 +68,8 @@ LANGUAGES = (
     Language(
         code="zh",
         headings=("何时使用", "输入与输出", "提示", "论文"),
-        inputs=("输入", "类型", "作用"),
-        outputs=("输出", "类型", "说明"),
+        inputs="输入",
+        outputs="输出",
         kinds={"INT": "整数", "FLOAT": "小数", "STRING": "文本", "BOOLEAN": "开关", "COMBO": "选项"},
         switch=("关", "开"),
         span="{} 至 {}",
@@ -90,7 +91,7 @@ def missing_pages(docs: Path = DOCS) -> list[str]:
 
 
 def completed(text: str, node_id: str, language: Language) -> str:
-    """A page with its title and tables as the schema has them.
+    """A page with its title and its lists of inputs and outputs as the schema has them.
 
     Raises ValueError for a page without the two marks or one of the headings, or where the language lacks the node.
     """
@@ -106,7 +107,7 @@ def completed(text: str, node_id: str, language: Language) -> str:
     if words is None:
         raise ValueError(f"{place}: locales/{language.code}/nodeDefs.json has no entry for this node, write it first.")
     head = re.sub(r"\A(# [^\n]*\n)?", lambda _: f"# {words['display_name']}\n", head, count=1)
-    return f"{head}{begin}\n\n{_tables(node_id, words, language)}\n{end}{tail}"
+    return f"{head}{begin}\n\n{_lists(node_id, words, language)}\n{end}{tail}"
 
 
 def write_all(docs: Path = DOCS) -> list[Path]:
@@ -129,33 +130,35 @@ def _definitions(language: Language) -> Definitions:
     return english() if language.code == "en" else translated(language.code)
 
 
-def _tables(node_id: str, words: Definitions, language: Language) -> str:
+def _lists(node_id: str, words: Definitions, language: Language) -> str:
+    """Inputs and outputs. Lists, since the editor's side bar is too narrow for tables."""
     node = all_nodes()[node_id]
     inputs = [
-        (_named(key, words["inputs"][key]["name"]), _accepts(socket, language), words["inputs"][key]["tooltip"])
+        _entry(key, words["inputs"][key], _accepts(socket, language), language)
         for key, socket in schemas.inputs_of(node).items()
     ]
     outputs = [
-        (_named(output.display_name, own["name"]), schemas.type_of(output), own["tooltip"])
+        _entry(output.display_name, own, _kind(schemas.type_of(output), language), language)
         for output, own in zip(schemas.outputs_of(node), words["outputs"].values(), strict=True)
     ]
-    return _table(language.inputs, inputs) + "\n" + _table(language.outputs, outputs)
+    return f"**{language.inputs}**\n\n{''.join(inputs)}\n**{language.outputs}**\n\n{''.join(outputs)}"
 
 
-def _table(heads: tuple[str, ...], rows: list[tuple[str, str, str]]) -> str:
-    lines = [[cell.replace("|", "\\|").replace("\n", " ") for cell in row] for row in (heads, *rows)]
-    lines.insert(1, ["---"] * len(heads))
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+def _entry(key: str, words: Mapping[str, str], accepts: str, language: Language) -> str:
+    known = words["name"] == key or accepts.partition(language.joint)[0] == key
+    facts = accepts if known else key + language.joint + accepts
+    tooltip = words["tooltip"].replace("\n", " ")
+    return f"- **{words['name']}** ({facts}): {tooltip}\n"
 
 
-def _named(key: str, name: str) -> str:
-    return f"**{name}**" if name == key else f"**{name}** ({key})"
+def _kind(name: str, language: Language) -> str:
+    """What the reader calls a type of value."""
+    return language.kinds.get(name, name.removeprefix(_OWN_TYPES).lower().replace("_", " "))
 
 
 def _accepts(socket: Any, language: Language) -> str:
     """Kind, range and default of an input. Choices are left to the node: many are files of the machine."""
-    kind = schemas.type_of(socket)
-    words = [language.kinds.get(kind, kind)]
+    words = [_kind(schemas.type_of(socket), language)]
     if not schemas.is_widget(socket):
         return language.joint.join([*words, language.optional] if socket.optional else words)
     low, high = getattr(socket, "min", None), getattr(socket, "max", None)

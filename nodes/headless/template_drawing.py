@@ -13,17 +13,19 @@ from .workflow_files import Workflow
 REGISTRY_NAME = "gan-inversion"  # [project] name: saved workflows name the pack by it
 
 _COLUMN, _WIDTH, _GAP = 400, 330, 70  # pixels on the editor's canvas
-_TITLE_BAR, _SOCKET_ROW, _WIDGET_ROW, _TEXT_BOX, _PICTURE = 30, 22, 26, 110, 260
+_TITLE_BAR, _SOCKET_ROW, _WIDGET_ROW, _TEXT_BOX, _PICTURE, _PLAYER = 30, 22, 26, 110, 220, 330
+_MARGIN = 8
 _GROUP_MARGIN, _GROUP_TITLE = 20, 50
 _GROUP_COLOURS = ("#3f789e", "#3f7e5a", "#8a6d3b", "#7a4f8a", "#8a4f4f")
 _OWN_PREFIX = "GANInversion"
 _OPTIONAL = 7  # the hollow circle of an optional socket
-_TEXT_SHOWN, _NOTE_LINE, _NOTE_CHARACTERS = 130, 14, 60
+_TEXT_SHOWN, _NOTE_LINE, _NOTE_CHARACTERS = 130, 12, 60
 _SHOWS_PICTURES = {
-    *("LoadImage", "SaveImage", "PreviewImage", "LoadVideo", "SaveVideo"),
+    *("LoadImage", "SaveImage", "PreviewImage"),
     # While they run, and the editor leaves the last one there.
     *(f"GANInversion{name}" for name in ("DHRRefine", "MultilayerInvert", "Project", "SAMMAlign", "TuneGenerator")),
 }
+_SHOWS_VIDEOS = {"LoadVideo", "SaveVideo"}
 
 Link = tuple[int, int]  # (node id, output slot)
 
@@ -183,13 +185,15 @@ def _height(step: Step) -> int:
     cls = schemas.known_nodes()[step.kind]
     sockets = schemas.inputs_of(cls).values()
     bare = sum(not schemas.is_widget(socket) for socket in sockets)
-    height = _TITLE_BAR + _SOCKET_ROW * max(bare, len(schemas.outputs_of(cls)))
+    height = _MARGIN + _SOCKET_ROW * max(bare, len(schemas.outputs_of(cls)))
     for socket in sockets:
         if schemas.is_widget(socket):
             tall = getattr(socket, "multiline", False)
             height += _TEXT_BOX if tall else _WIDGET_ROW * (1 + len(schemas.widget_slots(socket)))
     if step.kind == "PreviewAny":
         height += _TEXT_SHOWN
+    if step.kind in _SHOWS_VIDEOS:
+        return height + _PLAYER
     return height + (_PICTURE if step.kind in _SHOWS_PICTURES else 0)
 
 

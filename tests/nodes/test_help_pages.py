@@ -97,17 +97,17 @@ def test_a_page_without_marks_or_headings_is_refused():
         help_pages.completed(read("GANInversionRender", chinese), "GANInversionUnknown", chinese)
 
 
-def test_tables_follow_the_schema():
+def test_lists_follow_the_schema():
     english = help_pages.LANGUAGES[0]
     text = read("GANInversionBlend", english)
     for line in (
-        "| **mask** | MASK | Any size; 1 is selected. One mask serves a whole batch. |",
-        "| **grow** | on or off; default off |",
-        "| **feather** | number 0 to 256; default 8 |",
-        "| **painted_mask** | MASK; optional |",
+        "- **mask** (mask): Any size; 1 is selected. One mask serves a whole batch.",
+        "- **grow** (on or off; default off): ",
+        "- **feather** (number 0 to 256; default 8): ",
+        "- **painted_mask** (mask; optional): ",
     ):
         assert line in text
-    assert "| **seed** | whole number; default 0 |" in read("GANInversionProject", english)
+    assert "- **seed** (whole number; default 0): " in read("GANInversionProject", english)
     changed = help_pages.completed(text.replace("**grow**", "**shrink**"), "GANInversionBlend", english)
     assert changed == text
 

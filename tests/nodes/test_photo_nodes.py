@@ -25,6 +25,7 @@ def test_align_with_landmarks_and_one_frame_without_a_face(run, photo):
     assert footprint[0].max() == 1 and footprint[0, 0, 0] == 0 and not footprint[1].any()
     lines = report.splitlines()
     assert "1 of 2, found by landmarks" in lines[0] and lines[1] == "Image 2 of 2: no face found, passed through"
+    assert lines[2] == "1 of 2 images have a face; 1 passed through as they were."
     torch.testing.assert_close(aligned[1, 16, 16], photo[1, 24, 20], atol=0.05, rtol=0)
 
 
@@ -90,8 +91,9 @@ def test_a_bad_box_leaves_one_frame_without_a_face(run, photo, monkeypatch, box,
     good = {"x": 15, "y": 15, "width": 10, "height": 15}
     aligned, crop, footprint, report = run("AlignFace", image=photo, size=32, bounding_box=[box, good])
     assert aligned.shape == (2, 32, 32, 3) and crop.crops[0] is None and crop.crops[1] is not None
-    first, second = report.splitlines()
+    first, second, counted = report.splitlines()
     assert "no face found, passed through" in first and reason in first and "found by" in second
+    assert counted.startswith("1 of 2 images have a face")
     assert torch.equal(run("PasteBack", photo=photo, edited=1 - aligned, crop=crop)[0][0], photo[0])
     assert run("AlignFace", image=photo[:1], size=32, bounding_box=[[box]])[1].crops == (None,)
 
