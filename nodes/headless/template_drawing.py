@@ -26,6 +26,7 @@ _SHOWS_PICTURES = {
     *(f"GANInversion{name}" for name in ("DHRRefine", "MultilayerInvert", "Project", "SAMMAlign", "TuneGenerator")),
 }
 _SHOWS_VIDEOS = {"LoadVideo", "SaveVideo"}
+_HAS_BUTTON = {"LoadImage", "LoadVideo"}  # for choosing a file; the editor adds it
 
 Link = tuple[int, int]  # (node id, output slot)
 
@@ -192,6 +193,8 @@ def _height(step: Step) -> int:
             height += _TEXT_BOX if tall else _WIDGET_ROW * (1 + len(schemas.widget_slots(socket)))
     if step.kind == "PreviewAny":
         height += _TEXT_SHOWN
+    if step.kind in _HAS_BUTTON:
+        height += _WIDGET_ROW
     if step.kind in _SHOWS_VIDEOS:
         return height + _PLAYER
     return height + (_PICTURE if step.kind in _SHOWS_PICTURES else 0)
