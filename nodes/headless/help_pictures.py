@@ -51,6 +51,10 @@ _NODES: dict[str, tuple[str, dict[str, Any]]] = {
     "encode": (
         "Encode", {"image": ["align", 0], "encoder": ["e4e", 0], "generator": ["g", 0], "crop": ["align", 1]},
     ),
+    "psp": ("LoadEncoder", {"model": "portraits-psp"}),
+    "encode-psp": (
+        "Encode", {"image": ["align", 0], "encoder": ["psp", 0], "generator": ["g", 0], "crop": ["align", 1]},
+    ),
     "project": ("Project", {"image": ["align", 0], "generator": ["g", 0], "start": ["encode", 0], "steps": 100}),
     "predict": ("PredictInvertibility", {"inversion": ["encode", 0]}),
     "samm": ("SAMMAlign", {"inversion": ["encode", 0]}),
@@ -93,6 +97,10 @@ _NODES: dict[str, tuple[str, dict[str, Any]]] = {
 
 _ALIGNED, _PLAIN = ("align", 0), ("encode", 1)
 PICTURES: dict[str, Picture] = {
+    "LoadStyleGAN": Picture((("sample", 1),)),
+    "LoadEncoder": Picture((_ALIGNED, _PLAIN, ("encode-psp", 1))),
+    "LoadInversion": Picture((_PLAIN, ("draw-less", 0), ("draw-turned", 0))),
+    "SaveInversion": Picture((_ALIGNED, _PLAIN)),
     "AlignFace": Picture((("photo", 0), ("align", 2), _ALIGNED)),
     "Encode": Picture((_ALIGNED, _PLAIN)),
     "Project": Picture((_ALIGNED, _PLAIN, ("project", 1))),

@@ -160,20 +160,24 @@ softer; *optimise* with more **steps** comes closer."""
 _REGANIE_NOTE = """\
 ## Give an edit the photograph's own look back (ReGANIE)
 
-*ReGANIE Rectify* looks at what the plain inversion misses, and redraws the edited picture with it. It is one pass of a
-network: no optimisation, and every edit is served.
+*ReGANIE Rectify* looks at what an inversion misses, and redraws every edit of it with that. It is one pass of a network: no
+optimisation. Before it, *Project* brings the encoder's code a little nearer to the photograph in a few steps.
 
 1. **Load Image**: choose a photograph that shows a face from the front.
 2. Press Run.
-3. Compare the two edits on the right: *Plain edit* is made without the network, *Rectified edit* with it.
-4. Move **strength** in *Apply Direction* and run again: the network does not run again in this node, only in *Render*.
+3. Compare the two edits on the right: *Plain edit* is made from the encoder's code, *Rectified edit* with both.
+4. Move **strength** in *Apply Direction* and run again: nothing is optimised again, the network runs in *Render*.
 
 What to look at: hair, clothes, background and the person come back in *Rectified edit*, and the smile is in both. Ghosts
 of the photograph show where an edit moves edges far: lower **strength** of *ReGANIE Rectify*, or paint a **mask**.
 
+Connect *Encode* straight to *ReGANIE Rectify* to leave *Project* out: then all takes a moment, and where hair or clothes are
+far from what the encoder drew, its outlines show through.
+
 The network belongs to the bundled generator. For another one, `gan-inversion train reganie` trains one; the method
 *residual transfer* needs none and is the baseline to compare with."""
 
+_NEARER_STEPS = 30
 _COMBINED_STEPS = {"project": 40, "tune": 50}
 
 _COMBINE_NOTE = f"""\
@@ -342,20 +346,26 @@ _REGANIE = Template(
     note=_REGANIE_NOTE,
     steps={
         **_REFINED,
-        9: Step("GANInversionReGANIERectify", 3, links={"inversion": (6, 0)}),
-        10: Step("PreviewAny", 3, links={"source": (9, 3)}, title="Rectification report"),
-        11: Step("PreviewImage", 4, links={"images": (6, 1)}, title="Plain inversion"),
+        19: Step(
+            "GANInversionProject", 3, {"steps": _NEARER_STEPS},
+            {"image": (4, 0), "generator": (2, 0), "start": (6, 0), "crop": (4, 1)}, title="A few steps nearer (W+)",
+        ),
+        9: Step("GANInversionReGANIERectify", 4, links={"inversion": (19, 0)}),
+        10: Step("PreviewAny", 4, links={"source": (9, 3)}, title="Rectification report"),
+        11: Step("PreviewImage", 4, links={"images": (19, 1)}, title="Nearer inversion"),
         12: Step("PreviewImage", 4, links={"images": (9, 2)}, title="Rectified inversion"),
         **_compared((9, 0), "Rectified", prefix="reganie", first=13),
     },
     groups=(
         *_REFINED_GROUPS,
-        Group("Rectify", (9, 10, 11, 12)),
+        Group("Come nearer, rectify", (19, 9, 10, 11, 12)),
         Group("Edit: move both sliders", (7, 13, 14)),
         Group("Draw both", (15, 16)),
         Group("Compare", (17, 18)),
     ),
-    thumbnail=(Shown(8, "photograph"), Shown(17, "plain edit"), Shown(12, "rectified"), Shown(18, "rectified edit")),
+    thumbnail=(
+        Shown(8, "photograph"), Shown(17, "plain edit"), Shown(11, "30 steps nearer"), Shown(18, "rectified edit"),
+    ),
     columns=2,
 )  # fmt: skip
 
