@@ -47,7 +47,6 @@ SMALL: dict[str, dict[str, Any]] = {
 LARGE: dict[str, dict[str, Any]] = {
     "32x32 codes at 128 px": {"base_blocks": 1},
     "16x16 codes at 128 px": {**_COARSE, "base_blocks": 1},
-    "32x32 codes at 128 px, two base blocks": {},
 }
 CONFIGS = {name: ReganieConfig.slim(64, **{**_SMALL, **changes}) for name, changes in SMALL.items()} | {
     name: ReganieConfig.slim(128, **changes) for name, changes in LARGE.items()
@@ -60,7 +59,10 @@ def ablation(portraits: Path, runs: Path, steps: int, only: list[str]) -> dict[s
     """PSNR by choice, of the averaged network after `steps`, and seconds of training."""
     generator, encoder = load_model("portraits").module, load_model("portraits-e4e").module
     taught = [load_direction(name) for name in BUNDLED_DIRECTIONS if name not in HELD_OUT]
-    settings = ReganieTraining(steps=steps, batch=4, final_learning_rate=0.05, adversarial=0.0, uses=8, ema_decay=0.98)
+    settings = ReganieTraining(
+        steps=steps, batch=4, final_learning_rate=0.05, adversarial=0.0, uses=8, ema_decay=0.98,
+        portrait_edits=1.0,
+    )  # fmt: skip
     trunk = load_model("portraits-perceptual").module.eval().requires_grad_(False)
     morphs, found = load_morphs(portraits, runs), {}
     for name, config in CONFIGS.items():
