@@ -97,9 +97,7 @@ def suited_config(distance_name: str, **changes: Any) -> MultilayerConfig:
 
 def measuring_config(distance_name: str, **changes: Any) -> MultilayerConfig:
     """Settings of `measure_errors`: the published ones but for the distance's weight, as thresholds were found with them."""
-    own = _SUITED.get(distance_name, {})
-    kept = {name: own[name] for name in ("distance_weight",) if name in own}
-    return MultilayerConfig(**{**kept, **changes})
+    return MultilayerConfig(**{"distance_weight": suited_config(distance_name).distance_weight, **changes})
 
 
 def measured_tau(distance_name: str) -> float:

@@ -102,8 +102,7 @@ def _made_for(facts: Mapping[str, str], generator: GeneratorWire) -> bool:
     channels = dict(zip(sizes.resolutions, sizes.channels, strict=True))
     if any(channels.get(resolution) != count for resolution, count in levels.items()):
         return False
-    named = _models.last_part(facts.get("generator")) in _models.names_of(generator)
-    return named or config.get("domain") == generator.domain is not None
+    return _models.says_made_for(facts, generator)
 
 
 def _check_generator(samm: Samm, loaded: LoadedModel, name: str, generator: GeneratorWire) -> None:

@@ -197,6 +197,15 @@ def names_of(generator: GeneratorWire) -> set[str]:
     return {part for name in names if (part := last_part(name)) is not None}
 
 
+def says_made_for(facts: Mapping[str, str], generator: GeneratorWire) -> bool:
+    """Whether a file's header names this generator, or its domain.
+
+    The domain of the training's own record; the header's may be that of the training pictures.
+    """
+    named = last_part(facts.get("generator")) in names_of(generator)
+    return named or configured(facts).get("domain") == generator.domain is not None
+
+
 def all_fingerprints(kind: str) -> str:
     """Changes when what `network_of` may find does."""
     return "; ".join(file_fingerprint(path) for path in [*(path for _, path in _known(kind)), *_own(kind)])

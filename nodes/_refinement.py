@@ -45,7 +45,6 @@ NO_PARSER = "none"
 FACE_PARSER = "bisenet-face-parsing"
 PARSERS = (AUTOMATIC, NO_PARSER, FACE_PARSER)
 _FACES = ("ffhq", "portraits")  # domains of aligned faces
-# Weight of a distance beside the squared error in SAM's optimisation, by name; 1 for LPIPS.
 GRADIENT_COPIES = 6  # activations kept for the backward pass, in forward passes
 
 

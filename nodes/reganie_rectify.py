@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -198,16 +198,8 @@ def trained_for(method: str, wire: InversionWire) -> Trained:
 
 def known_network(generator: GeneratorWire) -> str | Path | None:
     """The first network on this machine that was made for a generator: bundled, downloaded, or a file that says so."""
-    network = generator.generator
-    return _models.network_of(_KIND, generator.domain, network.resolution, lambda facts: _made_for(facts, generator))
-
-
-def _made_for(facts: Mapping[str, str], generator: GeneratorWire) -> bool:
-    """Whether a file's header names this generator or its domain."""
-    # Of the training's own record; the header's domain may be that of the training pictures.
-    domain = _models.configured(facts).get("domain")
-    named = _models.last_part(facts.get("generator")) in _models.names_of(generator)
-    return named or domain == generator.domain is not None
+    side = generator.generator.resolution
+    return _models.network_of(_KIND, generator.domain, side, lambda facts: _models.says_made_for(facts, generator))
 
 
 def _check_generator(loaded: LoadedModel, name: str, generator: GeneratorWire) -> str:

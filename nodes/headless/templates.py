@@ -286,6 +286,11 @@ _REFINED = {
     8: Step("PreviewImage", 2, links={"images": (4, 0)}, title="Aligned photograph"),
 }
 _REFINED_GROUPS = (Group("Photograph and models", (1, 2, 3)), Group("Find the face and invert it", (4, 5, 6, 8)))
+_COMPARED_GROUPS = (  # of what `_compared` draws from node 13 on
+    Group("Edit: move both sliders", (7, 13, 14)),
+    Group("Draw both", (15, 16)),
+    Group("Compare", (17, 18)),
+)
 _STRENGTH = 1.0
 
 
@@ -327,9 +332,7 @@ def _tuning(name: str, note: str, values: Mapping[str, Any]) -> Template:
         groups=(
             *_REFINED_GROUPS,
             Group("Tune", (9, 10, 11, 12)),
-            Group("Edit: move both sliders", (7, 13, 14)),
-            Group("Draw both", (15, 16)),
-            Group("Compare", (17, 18)),
+            *_COMPARED_GROUPS,
         ),
         thumbnail=(
             Shown(8, "photograph"),
@@ -359,12 +362,10 @@ _REGANIE = Template(
     groups=(
         *_REFINED_GROUPS,
         Group("Come nearer, rectify", (19, 9, 10, 11, 12)),
-        Group("Edit: move both sliders", (7, 13, 14)),
-        Group("Draw both", (15, 16)),
-        Group("Compare", (17, 18)),
+        *_COMPARED_GROUPS,
     ),
     thumbnail=(
-        Shown(8, "photograph"), Shown(17, "plain edit"), Shown(11, "30 steps nearer"), Shown(18, "rectified edit"),
+        Shown(8, "photograph"), Shown(17, "plain edit"), Shown(11, f"{_NEARER_STEPS} steps nearer"), Shown(18, "rectified edit"),
     ),
     columns=2,
 )  # fmt: skip
@@ -490,9 +491,7 @@ _PROJECT = Template(
     groups=(
         *_REFINED_GROUPS,
         Group("Project and measure", (9, 10, 11, 12, 19, 20, 21)),
-        Group("Edit: move both sliders", (7, 13, 14)),
-        Group("Draw both", (15, 16)),
-        Group("Compare", (17, 18)),
+        *_COMPARED_GROUPS,
     ),
     thumbnail=(
         Shown(8, "photograph"), Shown(10, "encoder"), Shown(11, "projected (W+)"), Shown(18, "more smile"),
@@ -724,9 +723,7 @@ TEMPLATES = (
         groups=(
             *_REFINED_GROUPS,
             Group("Predict and invert", (9, 10, 11, 12, 19)),
-            Group("Edit: move both sliders", (7, 13, 14)),
-            Group("Draw both", (15, 16)),
-            Group("Compare", (17, 18)),
+            *_COMPARED_GROUPS,
         ),
         thumbnail=(
             Shown(8, "photograph"), Shown(17, "plain edit"), Shown(11, "latent spaces", part=_SQUARE),
