@@ -69,7 +69,7 @@ class Template:
     note: str  # Markdown
     steps: Mapping[int, Step]
     groups: Sequence[Group]
-    thumbnail: Sequence[int | Shown] = ()  # pictures (or the nodes that show them); empty: see `thumbnails`
+    thumbnail: Sequence[Shown] = ()  # empty: see `thumbnails`
     columns: int = 0  # of the thumbnail; 0: all in one row
 
 

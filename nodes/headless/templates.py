@@ -534,7 +534,7 @@ _DISCOVER = Template(
         Group("Sweep", (10, 11, 12)),
         Group("Results", (13, 14)),
     ),
-    thumbnail=(13,),
+    thumbnail=(Shown(13),),
 )  # fmt: skip
 
 _MIX = Template(

@@ -76,18 +76,14 @@ def _on_examples(workflow: Workflow) -> Workflow:
 
 def _drawn(template: Template, result: RunResult, out: Path, photograph: Image.Image) -> Image.Image:
     """The thumbnail, `_WIDTH` pixels wide."""
-    shown = [one if isinstance(one, Shown) else Shown(one) for one in template.thumbnail]
-    if any(one.caption for one in shown) or template.columns:
+    if shown := template.thumbnail:
         pictures = [_picture(one, result, out) for one in shown]
         return _captioned(pictures, [one.caption for one in shown], template.columns or len(shown))
-    if shown:
-        picture = side_by_side([_picture(one, result, out) for one in shown])
-    else:
-        with Image.open(result.images[-1]) as opened:
-            picture = opened.convert("RGB")
-        if picture.size == photograph.size:
-            box = _around(ImageChops.difference(photograph, picture).getbbox() or (0, 0, *picture.size), picture.size)
-            picture = side_by_side([photograph.crop(box), picture.crop(box)])
+    with Image.open(result.images[-1]) as opened:
+        picture = opened.convert("RGB")
+    if picture.size == photograph.size:
+        box = _around(ImageChops.difference(photograph, picture).getbbox() or (0, 0, *picture.size), picture.size)
+        picture = side_by_side([photograph.crop(box), picture.crop(box)])
     return picture.resize((_WIDTH, round(picture.height * _WIDTH / picture.width)), Image.Resampling.LANCZOS)
 
 
